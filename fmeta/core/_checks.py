@@ -1,0 +1,152 @@
+"""Checks at the boundary. An error says the call, what came, what was expected, and the cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+
+from fmeta.core._types import Examples, Task, Tree
+
+
+class InputError(ValueError):
+    """What came in does not fit. The message names the call, what came, what was expected, and the cure."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that lists the known words, the closest first: for errors about unknown names."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)
+
+
+def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> None:
+    """Integer labels `[example]` in `0 .. ways-1`. Values are looked at in eager mode only: a graph cannot."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        came = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(f"{call}: labels are {came}; expected an integer tensor; convert them with y.long()")
+    if y.ndim != 1 or length not in (None, y.shape[0]):
+        raise InputError(
+            f"{call}: labels of shape {list(y.shape)} for {length} predictions; expected one integer label per "
+            f"example, [{length}]; use y.squeeze(-1) or argmax(-1) on one-hot labels"
+        )
+    if torch.compiler.is_compiling() or (y.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    values = torch.func.debug_unwrap(y)
+    if values.numel():
+        low, high = (int(v) for v in torch.aminmax(values))
+        if low < 0 or high >= ways:
+            raise InputError(
+                f"{call}: labels run from {low} to {high}; expected 0 to {ways - 1}, because the predictions have "
+                f"{ways} classes; relabel the classes of each task from 0, or give the model as many outputs as ways"
+            )
+
+
+def check_tasks(call: str, tasks: Task) -> int:
+    """A batch of tasks with one leading task axis everywhere, x and y of one length. Returns the number of tasks."""
+    if not isinstance(tasks, Task):
+        raise InputError(f"{call}: tasks is a {type(tasks).__name__}; expected fmeta.Task(support, query, key)")
+    counts: dict[str, int] = {}
+    for name, examples in (("support", tasks.support), ("query", tasks.query)):
+        if not isinstance(examples, Examples):
+            raise InputError(f"{call}: tasks.{name} is a {type(examples).__name__}; expected fmeta.Examples(x, y)")
+        lengths: dict[str, int] = {}
+        for path, leaf in tree_flatten_with_path(examples)[0]:
+            where = f"{name}.{getattr(path[0], 'name', path[0])}"
+            if not isinstance(leaf, Tensor) or leaf.ndim < 2:
+                came = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise InputError(
+                    f"{call}: tasks.{where} is {came}; expected a tensor [task, example, ...] with a leading task "
+                    "axis; for a single task add one with torch.utils._pytree.tree_map(lambda t: t[None], task)"
+                )
+            counts[where], lengths[where] = leaf.shape[0], leaf.shape[1]
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"{call}: tasks.{name} has {_listed(lengths, 'examples')}; expected x, y and weight of one length; "
+                "check how the task was cut into support and query"
+            )
+    for leaf in tree_leaves(tasks.key):
+        if leaf.ndim != 1:
+            raise InputError(
+                f"{call}: tasks.key has shape {list(leaf.shape)}; expected [task], a key per task; "
+                "use fmeta.split(key, number_of_tasks)"
+            )
+        counts["key"] = leaf.shape[0]
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InputError(
+            f"{call}: {_listed(counts, 'tasks')}; expected the same leading task axis, at least 1, on every leaf; "
+            "stack whole tasks along a new first axis"
+        )
+    return counts["support.x"]
+
+
+def check_meta(call: str, meta: Tree) -> None:
+    """Meta-parameters are floating tensors that do not require grad."""
+    pairs = tree_flatten_with_path(meta)[0]
+    if not pairs:
+        raise InputError(f"{call}: meta has no leaves; expected a tree of parameters; start from learner.init(key)")
+    for path, leaf in pairs:
+        name = "meta" + "".join(str(step) for step in path)
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            came = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise InputError(
+                f"{call}: {name} is {came}; expected a floating-point tensor, because meta is what gets a gradient; "
+                "keep counters and masks in the model's closure"
+            )
+        if leaf.requires_grad:
+            raise InputError(
+                f"{call}: {name} requires grad; expected a plain tensor, because fmeta differentiates with torch.func "
+                "and autograd would keep a second graph alive; pass it as .detach()"
+            )
+
+
+def check_model(call: str, model: Any) -> None:
+    """A `Model`, not a module and nothing that torch.compile has wrapped."""
+    refuse_compiled(call, model)
+    if isinstance(model, nn.Module):
+        raise InputError(f"{call}: model is the module {type(model).__name__}; expected fmeta.from_module(module)")
+    if not (callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None))):
+        raise InputError(f"{call}: model is a {type(model).__name__}; expected fmeta.Model(init, apply)")
+
+
+def refuse_compiled(call: str, *values: Any) -> None:
+    """Raises InputError if a value is, or closes over, something that torch.compile has wrapped.
+
+    torch.func cannot differentiate a compiled function: it runs it eagerly without a word, and plain autograd through a
+    compiled region can return a first-order gradient for a second-order one.
+    """
+    todo, seen = list(values), set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch._dynamo.OptimizedModule) or hasattr(value, "_torchdynamo_orig_callable"):
+            raise InputError(
+                f"{call}: the model is wrapped by torch.compile; expected a plain one, because torch.func "
+                "differentiates only what it can see into; pass the original and compile the outside: fmeta.compile(trainer.step)"
+            )
+        if isinstance(value, tuple | list):
+            todo += value
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, nn.Module):
+            todo += value.children()
+        else:
+            todo += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
+            todo += [getattr(value, f) for f in ("__wrapped__", "__self__", "func", "args") if hasattr(value, f)]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _listed(counts: dict[str, int], of: str) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) + f" {of}"

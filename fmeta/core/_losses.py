@@ -1,0 +1,62 @@
+"""Losses and metrics of one task: a value per example, so that weights can mark padding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmeta.core._checks import InputError, check_labels
+from fmeta.core._types import Tree
+
+
+def mse(prediction: Tensor, y: Tensor) -> Tensor:
+    """Squared error, the mean over the features of each example: `[example, ...]`, `[example, ...]` -> `[example]`.
+
+    Raises InputError where the shapes differ (broadcasting would average over the wrong pairs).
+    """
+    if prediction.shape != y.shape:
+        raise InputError(
+            f"mse(prediction {list(prediction.shape)}, y {list(y.shape)}): shapes differ; expected the same shape; "
+            "reshape y, or give the model as many outputs as y has features"
+        )
+    return ((prediction - y) ** 2).reshape(y.shape[0], -1).mean(-1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax(logits)[y]: `[example, way]`, integer `[example]` -> `[example]`.
+
+    Raises InputError where `y` is not integer, has another length, or (eager only) leaves `0 .. way-1`. Inside a
+    compiled function a label out of range makes the loss NaN, which `fit` turns into an error.
+    """
+    ways = logits.shape[-1]
+    check_labels("cross_entropy", y, ways, logits.shape[0])
+    inside = (y >= 0) & (y < ways)
+    picked = F.log_softmax(logits, -1).gather(-1, y.clamp(0, ways - 1).to(torch.int64)[:, None])[:, 0]
+    return torch.where(inside, -picked, torch.full_like(picked, torch.nan))
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """1 where the largest logit is the label, else 0: `[example, way]`, `[example]` -> `[example]`."""
+    return (logits.argmax(-1) == y).to(logits.dtype)
+
+
+def weighted_mean(values: Tensor, weight: Tree, call: str = "loss") -> Tensor:
+    """Σ wᵢ vᵢ / Σ wᵢ over examples; `()` weighs all alike; a value that is already a mean passes through.
+
+    Raises InputError where weights meet a loss that has averaged already.
+    """
+    if values.ndim == 0:
+        if isinstance(weight, Tensor):
+            raise InputError(
+                f"{call}: got a scalar together with example weights; expected one value per example; "
+                "use fmeta.mse, fmeta.cross_entropy or a loss with reduction='none'"
+            )
+        return values
+    if values.ndim != 1:
+        raise InputError(f"{call}: got shape {list(values.shape)}; expected [example] or a scalar; average the rest")
+    if not isinstance(weight, Tensor):
+        return values.mean()
+    # a padded example may be NaN: select, since 0·NaN is NaN
+    kept = torch.where(weight != 0, values, torch.zeros_like(values))
+    return (weight * kept).sum() / weight.sum()

@@ -1,0 +1,182 @@
+"""Optimizers for the inner and the outer loop, as pure functions over trees. Equal to torch.optim in float64.
+
+A rate is a float, a scalar tensor, a tree of tensors shaped like the parameters (so it can be learned), or a schedule:
+a function from the count of updates made so far, a float tensor, to the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta.core import _tree as tree
+from fmeta.core._checks import InputError
+from fmeta.core._types import Optimizer, Tree
+
+Schedule = Callable[[Tensor], Tensor]
+Rate = float | Tensor | Tree | Schedule
+
+
+class MomentumState(NamedTuple):
+    velocity: Tree
+    step: Tensor
+
+
+class AdamState(NamedTuple):
+    mean: Tree
+    square: Tree
+    step: Tensor  # float [], because vjp refuses integer state
+
+
+def sgd(lr: Rate) -> Optimizer:
+    """Gradient descent: Δθ = −lr·g."""
+    _check_rate("sgd", lr)
+
+    def init(params: Tree) -> Tree:
+        return _count(params) if _scheduled(lr) else ()
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        return _descend(lr, state, grads), (state + 1 if _scheduled(lr) else ())
+
+    return Optimizer(init, update)
+
+
+def momentum(lr: Rate, beta: float = 0.9, nesterov: bool = False) -> Optimizer:
+    """v ← βv + g; Δθ = −lr·v, or −lr·(g + βv) for Nesterov's. The velocity starts at 0, as torch.optim.SGD's."""
+    _check_rate("momentum", lr)
+    _check_decay("momentum", beta=beta)
+
+    def init(params: Tree) -> MomentumState:
+        return MomentumState(tree.zeros_like(params), _count(params))
+
+    def update(grads: Tree, state: MomentumState, params: Tree) -> tuple[Tree, MomentumState]:
+        velocity = tree.add(tree.scale(state.velocity, beta), grads)
+        direction = tree.add(grads, tree.scale(velocity, beta)) if nesterov else velocity
+        return _descend(lr, state.step, direction), MomentumState(velocity, state.step + 1)
+
+    return Optimizer(init, update)
+
+
+def adam(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980).
+
+    m ← b1·m + (1−b1)g; v ← b2·v + (1−b2)g²; Δθ = −lr · m/(1−b1ᵗ) / (√(v/(1−b2ᵗ)) + eps). The root has slope 0 at v = 0,
+    where its true slope is infinite, so that inner loops with exact zeros in the gradient (ReLU) have a finite
+    meta-gradient.
+    """
+    return adamw(lr, b1, b2, eps, weight_decay=0.0)
+
+
+def adamw(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-2) -> Optimizer:
+    """Adam with decoupled weight decay: Δθ = adam − lr·weight_decay·θ (Loshchilov & Hutter 2019,
+    https://arxiv.org/abs/1711.05101)."""
+    _check_rate("adam", lr)
+    _check_decay("adam", b1=b1, b2=b2)
+
+    def init(params: Tree) -> AdamState:
+        return AdamState(tree.zeros_like(params), tree.zeros_like(params), _count(params))
+
+    def update(grads: Tree, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
+        count = state.step + 1
+        mean = tree.tree_map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, grads)
+        square = tree.tree_map(lambda v, g: b2 * v + (1 - b2) * g * g, state.square, grads)
+        left1, left2 = _remaining(b1, count), _remaining(b2, count)
+
+        def direction(m: Tensor, v: Tensor, p: Tensor) -> Tensor:
+            step = (m / left1.to(m.dtype)) / (tree.root(v / left2.to(v.dtype)) + eps)
+            return step + weight_decay * p if weight_decay else step
+
+        return _descend(lr, state.step, tree.tree_map(direction, mean, square, params)), AdamState(mean, square, count)
+
+    return Optimizer(init, update)
+
+
+def clip_by_global_norm(max_norm: float) -> Optimizer:
+    """Scales the gradient by min(1, max_norm / (‖g‖ + 1e-6)), as torch.nn.utils.clip_grad_norm_: a link for `chain`."""
+    if not max_norm > 0:
+        raise InputError(
+            f"clip_by_global_norm(max_norm={max_norm}): expected a positive norm; leave it out not to clip"
+        )
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        norm = tree.global_norm(grads)
+        return tree.scale(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0)), state
+
+    return Optimizer(lambda params: (), update)
+
+
+def chain(*links: Optimizer) -> Optimizer:
+    """Feeds the output of each transformation to the next; the last one is the optimizer (`sgd`, `adam`, …)."""
+
+    def init(params: Tree) -> Tree:
+        return tuple(link.init(params) for link in links)
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        states = []
+        for link, old in zip(links, state, strict=True):
+            grads, new = link.update(grads, old, params)
+            states.append(new)
+        return grads, tuple(states)
+
+    return Optimizer(init, update)
+
+
+def cosine_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
+    """floor + (lr − floor)·(1 + cos(π·count/steps))/2, and `floor` after `steps` updates (Loshchilov & Hutter 2017)."""
+    if steps < 1:
+        raise InputError(f"cosine_decay(steps={steps}): expected at least 1")
+    return lambda count: floor + (lr - floor) * 0.5 * (1.0 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
+
+
+def step_decay(lr: float, every: int, factor: float = 0.5) -> Schedule:
+    """lr · factor^⌊count/every⌋, as torch's StepLR."""
+    if every < 1:
+        raise InputError(f"step_decay(every={every}): expected at least 1")
+    return lambda count: lr * torch.exp(math.log(factor) * torch.floor(count / every))
+
+
+def linear_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
+    """From lr to `floor` in a straight line over `steps` updates, then `floor`: Reptile's outer rate."""
+    if steps < 1:
+        raise InputError(f"linear_decay(steps={steps}): expected at least 1")
+    return lambda count: lr + (floor - lr) * (count / steps).clamp(max=1.0)
+
+
+def _scheduled(lr: Rate) -> bool:
+    # dynamo cannot trace callable() of a dict, so trees are told apart first
+    return not isinstance(lr, float | int | Tensor | dict | list | tuple)
+
+
+def _descend(lr: Rate, count: Tree, direction: Tree) -> Tree:
+    rate: Any = lr(count) if _scheduled(lr) else lr  # type: ignore[operator]
+    if isinstance(rate, float | int):
+        return tree.scale(direction, -rate)
+    if isinstance(rate, Tensor):
+        return tree.tree_map(lambda d: -rate.to(d.dtype) * d, direction)
+    return tree.tree_map(lambda d, r: -r * d, direction, rate)
+
+
+def _count(params: Tree) -> Tensor:
+    first = tree.tree_leaves(params)[0]
+    # half precision cannot count: 256 + 1 is 256 in bfloat16
+    return first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32))
+
+
+def _remaining(decay: float, count: Tensor) -> Tensor:
+    """1 − decayᵗ without cancellation in float32."""
+    return -torch.expm1(count * math.log(decay)) if decay > 0 else torch.ones_like(count)
+
+
+def _check_rate(call: str, lr: Rate) -> None:
+    if isinstance(lr, float | int) and not (math.isfinite(lr) and lr >= 0):
+        raise InputError(f"{call}(lr={lr}): expected a finite rate >= 0")
+
+
+def _check_decay(call: str, **decays: float) -> None:
+    for name, value in decays.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{call}({name}={value}): expected 0 <= {name} < 1")

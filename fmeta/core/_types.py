@@ -1,0 +1,109 @@
+"""The vocabulary. Everything else in fmeta is a function between these values.
+
+A *tree* is any nest of tuples, lists, dicts and named tuples with tensors for leaves. Shapes are written in brackets:
+`[example, ...]` has an example axis first. A learner's functions see ONE task; `over_tasks` adds the task axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+Tree = Any
+
+
+class Examples(NamedTuple):
+    """Inputs and targets of one task. The leaves of `x` and `y` are `[example, ...]`."""
+
+    x: Tree
+    y: Tree
+    weight: Tree = ()  # [example]; 0 marks padding, () counts every example once
+
+
+class Task(NamedTuple):
+    """What a learner adapts to (`support`), what it is judged on (`query`), and its randomness as data.
+
+    A batch of tasks is a `Task` whose leaves all have a leading `[task]` axis.
+    """
+
+    support: Examples
+    query: Examples
+    key: Tree = ()  # int64 []
+
+
+class At(NamedTuple):
+    """Where the inner loop stands: the step's index and its randomness."""
+
+    index: Tensor  # type: ignore[assignment]  # int64 []; hides tuple.index
+    key: Tree  # this step's own randomness; () where the task has no key
+    task_key: Tree  # what all steps of this adaptation share
+
+
+class Model(NamedTuple):
+    """A network as pure functions over its parameters."""
+
+    init: Callable[[Tensor], Tree]  # key -> params
+    apply: Callable[[Tree, Tree], Tree]  # params, x [example, ...] -> prediction [example, ...]
+    noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> prediction; what dropout trains with
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation: serves the inner and the outer loop alike. Counts in its state are float tensors."""
+
+    init: Callable[[Tree], Tree]  # params -> state
+    update: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]  # grads, state, params -> updates to add, state
+
+
+Loss = Callable[[Tree, Tree], Tensor]  # prediction, y -> [example], or a mean []
+
+
+def everything(support: Examples, at: At) -> Examples:
+    """The default `Inner.batch`: every inner step sees the whole support set."""
+    return support
+
+
+class Inner(NamedTuple):
+    """The problem ONE task solves by gradient descent. Meta-parameters may enter anywhere."""
+
+    start: Callable[[Tree, Examples], Tree]  # meta, support -> fast
+    loss: Callable[[Tree, Tree, Examples, At], Tensor]  # fast, meta, batch, at -> []
+    optimizer: Callable[[Tree], Optimizer]  # meta -> optimizer
+    steps: int
+    batch: Callable[[Examples, At], Examples] = everything  # support, at -> the examples of this step
+
+
+class Learner(NamedTuple):
+    """A meta-learning algorithm, for one task: `meta` is learned across tasks, `fast` is what one task makes of it."""
+
+    init: Callable[[Tensor], Tree]  # key -> meta
+    adapt: Callable[[Tree, Examples, Tree], Tree]  # meta, support, key -> fast
+    predict: Callable[[Tree, Tree, Tree], Tree]  # fast, meta, x -> prediction
+    loss: Callable[[Tree, Tree, Examples], tuple[Tensor, dict[str, Tensor]]]  # fast, meta, query -> loss [], metrics
+    inner: Inner | None  # None: closed form or encoder
+    gradient: MetaGradient  # the paper's own; any other that fits may take its place
+    name: str = "learner"
+
+
+class Info(NamedTuple):
+    """What a meta-gradient saw on its way."""
+
+    loss: Tensor  # [] mean query loss after adaptation
+    losses: Tensor  # [task]
+    metrics: dict[str, Tensor]  # name -> [task]
+
+
+GradFn = Callable[[Tree, Task], tuple[Tree, Info]]  # meta, a batch of tasks -> meta-gradient, info
+Stage = Callable[[Callable[..., Any]], Callable[..., Any]]  # wraps a piece of work: `eager`, or `fmeta.compile`
+
+
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The stage that does nothing."""
+    return function
+
+
+class MetaGradient(Protocol):
+    """How to differentiate through adaptation: a value with its own name, never a flag."""
+
+    def __call__(self, learner: Learner, stage: Stage) -> GradFn: ...

@@ -1,0 +1,120 @@
+"""`check_meta_grad`: what a meta-gradient really computes, told by finite differences."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta.core import _tree as tree
+from fmeta.core._checks import InputError, check_meta, check_tasks, refuse_compiled
+from fmeta.core._inner import over_tasks
+from fmeta.core._random import fold, key, normal
+from fmeta.core._types import Learner, MetaGradient, Task, Tree
+from fmeta.gradients._meta_grad import meta_grad
+from fmeta.gradients._replayed import first_order
+
+
+class GradientReport(NamedTuple):
+    """What `check_meta_grad` found. Comparisons are of directional derivatives, in float64."""
+
+    order: str  # "exact", "exact (no second-order term here)", "first order" or "neither"
+    cosine: float  # between the meta-gradient and finite differences
+    relative_error: dict[str, float]  # per parameter
+    detached: list[str]  # the loss depends on them, the meta-gradient is zero
+    without_gradient: list[str]  # the loss does not depend on them
+
+    @property
+    def exact(self) -> bool:
+        return self.order.startswith("exact")
+
+
+def check_meta_grad(
+    learner: Learner,
+    meta: Tree,
+    tasks: Task,
+    gradient: MetaGradient | None = None,
+    *,
+    directions: int = 3,
+    step: float = 1e-5,
+    tolerance: float = 1e-4,
+) -> GradientReport:
+    """Compares a meta-gradient with central finite differences of the mean query loss after adaptation.
+
+    Everything is cast to float64. Each parameter tensor is moved by ±`step` along random unit directions, at a cost of
+    `2 · directions · tensors` adaptations. Kinks (ReLU, max pooling) within `step` disturb a figure slightly; smooth
+    activations do not.
+
+    Args:
+        learner: any learner, its model not compiled.
+        meta: where to check; a tree of floating tensors.
+        tasks: a small batch of tasks.
+        gradient: what to check; None is the learner's own.
+        directions: per parameter tensor.
+        step: length of each move.
+        tolerance: relative error up to which two derivatives count as equal.
+
+    Raises:
+        InputError: a model wrapped by torch.compile, or bad meta or tasks.
+    """
+    refuse_compiled("check_meta_grad", learner)
+    check_meta("check_meta_grad", meta)
+    check_tasks("check_meta_grad", tasks)
+    if directions < 1 or not step > 0:
+        raise InputError(f"check_meta_grad(directions={directions}, step={step}): expected at least 1, and a step > 0")
+    meta, tasks = _double(meta), _double(tasks)
+
+    def value(at: Tree) -> Tensor:
+        def task_loss(m: Tree, task: Task) -> Tensor:
+            return learner.loss(learner.adapt(m, task.support, task.key), m, task.query)[0]
+
+        with torch.no_grad():
+            return over_tasks(task_loss)(at, tasks).mean()
+
+    claimed = tree.named_leaves(meta_grad(learner, gradient)(meta, tasks)[0])
+    leaves = tree.named_leaves(meta)
+    numeric: dict[str, Tensor] = {}
+    analytic: dict[str, Tensor] = {}
+    simple: dict[str, Tensor] = {}
+    constant = tree.named_leaves(meta_grad(learner, first_order())(meta, tasks)[0]) if learner.inner else None
+    for i, (name, leaf) in enumerate(leaves.items()):
+        moves = []
+        for j in range(directions):
+            move = normal(fold(fold(key(0, leaf.device), i), j), leaf.shape, torch.float64)
+            moves.append(move / move.norm())
+        slopes = []
+        for move in moves:
+            ahead, behind = (value(tree.replace_leaves(meta, {name: leaf + s * step * move})) for s in (1, -1))
+            slopes.append((ahead - behind) / (2 * step))
+        numeric[name] = torch.stack(slopes)
+        analytic[name] = torch.stack([(claimed[name] * move).sum() for move in moves])
+        if constant is not None:
+            simple[name] = torch.stack([(constant[name] * move).sum() for move in moves])
+
+    floor = _norm(numeric) * tolerance  # what is small beside the whole gradient is judged against the whole
+    errors = {n: float((analytic[n] - d).norm() / d.norm().clamp(min=floor)) for n, d in numeric.items()}
+    return GradientReport(
+        order=_order(numeric, analytic, simple, tolerance),
+        cosine=float(sum((analytic[n] * d).sum() for n, d in numeric.items()) / (_norm(numeric) * _norm(analytic))),
+        relative_error=errors,
+        detached=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() > floor],
+        without_gradient=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() <= floor],
+    )
+
+
+def _order(numeric: dict[str, Tensor], analytic: dict[str, Tensor], simple: dict[str, Tensor], tolerance: float) -> str:
+    def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+        return bool(a) and _norm({n: a[n] - b[n] for n in b}) <= tolerance * _norm(b)
+
+    if equal(analytic, numeric):
+        return "exact (no second-order term here)" if equal(simple, numeric) else "exact"
+    return "first order" if equal(simple, analytic) else "neither"
+
+
+def _norm(parts: dict[str, Tensor]) -> float:
+    return float(torch.cat(list(parts.values())).norm())
+
+
+def _double(values: Tree) -> Tree:
+    return tree.tree_map(lambda t: t.double() if t.is_floating_point() else t, values)

@@ -1,0 +1,37 @@
+"""`meta_grad`: the one way to ask for a meta-gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from fmeta.core._checks import check_meta, check_tasks
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, eager
+
+
+def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Stage = eager) -> GradFn:
+    """`(meta, tasks) -> (meta-gradient, Info)` for a batch of tasks.
+
+    Args:
+        learner: what adapts.
+        gradient: how to differentiate through the adaptation; None is the learner's own (its paper's).
+        stage: wraps each piece of the work; `fmeta.compile` compiles the pieces and leaves the loop to Python. To
+            compile everything as one graph leave it alone and compile the returned function.
+
+    Raises:
+        InputError: a meta-gradient that does not fit the learner, parameters that require grad or are not floating,
+            tasks without a common task axis.
+    """
+    grads = (gradient or learner.gradient)(learner, stage)
+
+    def check(meta: Tree, tasks: Task) -> None:
+        check_meta("meta_grad", meta)
+        check_tasks("meta_grad", tasks)
+
+    def checked(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
+        if not torch.compiler.is_compiling():
+            check(meta, tasks)
+        with torch.no_grad():
+            return grads(meta, tasks)
+
+    checked.check = check  # type: ignore[attr-defined]  # fmeta.compile calls it before it traces
+    return checked

@@ -1,0 +1,43 @@
+"""What the learners with an inner loop share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from fmeta.core._checks import InputError
+from fmeta.core._inner import descend
+from fmeta.core._losses import weighted_mean
+from fmeta.core._types import Examples, Inner, Learner, Loss, MetaGradient, Model, Tree
+
+Metrics = Mapping[str, Loss]
+
+
+def forward(model: Model, params: Tree, x: Tree, key: Tree) -> Tree:
+    """The model in the inner loop: with its noise where it has some and the task has a key."""
+    if model.noisy is not None and isinstance(key, Tensor):
+        return model.noisy(params, x, key)
+    return model.apply(params, x)
+
+
+def gradient_based(
+    name: str,
+    init: Callable[[Tensor], Tree],
+    inner: Inner,
+    predict: Callable[[Tree, Tree, Tree], Tree],
+    loss: Loss,
+    metrics: Metrics | None,
+    gradient: MetaGradient,
+) -> Learner:
+    """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
+    if inner.steps < 1:
+        raise InputError(f"{name}(steps={inner.steps}): expected at least 1 inner step")
+
+    def query_loss(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction = predict(fast, meta, query.x)
+        value = weighted_mean(loss(prediction, query.y), query.weight, name)
+        reported = {n: weighted_mean(m(prediction, query.y), query.weight, n) for n, m in (metrics or {}).items()}
+        return value, reported
+
+    return Learner(init, descend(inner), predict, query_loss, inner, gradient, name)

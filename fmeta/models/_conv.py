@@ -1,0 +1,129 @@
+"""The convolutional networks of the few-shot literature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fmeta.core import InputError, Model, fold
+from fmeta.models._layers import (
+    Norm,
+    Params,
+    avg_pool2x2,
+    conv3x3,
+    init_layer,
+    init_norm,
+    linear,
+    max_pool2x2,
+    normalize,
+)
+
+_POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
+
+
+def conv4(
+    ways: int,
+    *,
+    form: Literal["stride", "pool"] = "stride",
+    width: int = 64,
+    channels: int = 1,
+    size: int = 28,
+    norm: Norm = "batch",
+    pool: Literal["max", "avg"] = "max",
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Four blocks of 3x3 convolution, norm and activation, then a linear head: `[example, channel, size, size]` ->
+    `[example, way]`.
+
+    Args:
+        ways: outputs.
+        form: "stride": convolutions of stride 2 and the mean over what is left of the image, as in the code of Finn et
+            al. 2017 for Omniglot. "pool": 2x2 pooling after each block, then flattened (Vinyals et al. 2016,
+            https://arxiv.org/abs/1606.04080; Snell et al. 2017, https://arxiv.org/abs/1703.05175).
+        width: channels of every block; 64 for Omniglot, 32 in MAML's mini-ImageNet.
+        channels: of the input.
+        size: height and width of the input; at least 16 for "pool".
+        norm: "batch" takes the statistics of the batch it sees, in training and in test (transductive, as MAML does);
+            "group" normalises each example by itself; "none".
+        pool: "max" or "avg" (smooth, for gradient checks), for the form "pool".
+
+    Parameters are `conv1.weight` … `norm4.bias`, `head.weight`, `head.bias`.
+    """
+    if form not in ("stride", "pool") or norm not in ("batch", "group", "none") or pool not in _POOLS:
+        raise InputError(
+            f"conv4(form={form!r}, norm={norm!r}, pool={pool!r}): expected form 'stride' or 'pool', norm 'batch', "
+            "'group' or 'none', pool 'max' or 'avg'"
+        )
+    if form == "pool" and size < 16:
+        raise InputError(f"conv4(form='pool', size={size}): four poolings leave nothing; expected size >= 16")
+    features = width if form == "stride" else width * (size // 16) ** 2
+
+    def init(key: Tensor) -> Params:
+        params: Params = {}
+        for i in range(1, 5):
+            params |= init_layer(fold(key, i), f"conv{i}", (width, channels if i == 1 else width, 3, 3), dtype)
+            if norm != "none":
+                params |= init_norm(key, f"norm{i}", width, dtype)
+        return params | init_layer(fold(key, 5), "head", (ways, features), dtype)
+
+    def apply(params: Params, x: Tensor) -> Tensor:
+        _check_image("conv4", x, channels, size)
+        for i in range(1, 5):
+            x = conv3x3(params, f"conv{i}", x, stride=2 if form == "stride" else 1)
+            x = activation(normalize(params, f"norm{i}", x, norm))
+            if form == "pool":
+                x = _POOLS[pool](x)
+        x = x.mean((-2, -1)) if form == "stride" else x.flatten(1)
+        return linear(params, "head", x)
+
+    return Model(init, apply)
+
+
+def conv2(
+    ways: int,
+    *,
+    channels: int = 1,
+    size: int = 28,
+    pool: Literal["max", "avg"] = "max",
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """The small network of textbooks: two blocks of 3x3 convolution (32, 64), activation and 2x2 pooling, a fully
+    connected layer of 128, a linear head: `[example, channel, size, size]` -> `[example, way]`.
+
+    Parameters are `conv1.weight` … `hidden.bias`, `head.weight`, `head.bias`.
+    """
+    if size < 4 or pool not in _POOLS:
+        raise InputError(f"conv2(size={size}, pool={pool!r}): expected size >= 4 and pool 'max' or 'avg'")
+    shapes = {
+        "conv1": (32, channels, 3, 3),
+        "conv2": (64, 32, 3, 3),
+        "hidden": (128, 64 * (size // 4) ** 2),
+        "head": (ways, 128),
+    }
+
+    def init(key: Tensor) -> Params:
+        params: Params = {}
+        for i, (name, shape) in enumerate(shapes.items()):
+            params |= init_layer(fold(key, i), name, shape, dtype)
+        return params
+
+    def apply(params: Params, x: Tensor) -> Tensor:
+        _check_image("conv2", x, channels, size)
+        for name in ("conv1", "conv2"):
+            x = _POOLS[pool](activation(conv3x3(params, name, x)))
+        return linear(params, "head", activation(linear(params, "hidden", x.flatten(1))))
+
+    return Model(init, apply)
+
+
+def _check_image(call: str, x: Tensor, channels: int, size: int) -> None:
+    if x.ndim != 4 or x.shape[1:] != (channels, size, size):
+        raise InputError(
+            f"{call}: x has shape {list(x.shape)}; expected [example, {channels}, {size}, {size}]; "
+            "set channels= and size=, or resize the images"
+        )

@@ -1,0 +1,41 @@
+"""Multi-layer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fmeta.core import InputError, Model, fold
+from fmeta.models._layers import Params, init_layer, linear
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """A perceptron with layers of the given sizes, input and output included: `[example, sizes[0]]` ->
+    `[example, sizes[-1]]`. Parameters `hidden1.weight`, `hidden1.bias`, …, `head.weight`, `head.bias`.
+
+    Raises InputError for fewer than two sizes, and for inputs of another width.
+    """
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise InputError(f"mlp(sizes={list(sizes)}): expected at least an input and an output size, all >= 1")
+    names = [f"hidden{i + 1}" for i in range(len(sizes) - 2)] + ["head"]
+
+    def init(key: Tensor) -> Params:
+        params: Params = {}
+        for i, name in enumerate(names):
+            params |= init_layer(fold(key, i), name, (sizes[i + 1], sizes[i]), dtype)
+        return params
+
+    def apply(params: Params, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != sizes[0]:
+            raise InputError(f"mlp({list(sizes)}): x has shape {list(x.shape)}; expected [example, {sizes[0]}]")
+        for name in names[:-1]:
+            x = activation(linear(params, name, x))
+        return linear(params, names[-1], x)
+
+    return Model(init, apply)

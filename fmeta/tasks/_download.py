@@ -1,0 +1,63 @@
+"""Downloads through pooch: checksum, cache folder, and a partial file that the next try continues."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pooch
+import requests
+
+from fmeta.core import InputError
+
+
+def cache_folder() -> Path:
+    """Where downloads and decoded data are kept: `$FMETA_CACHE`, or the system's cache folder."""
+    return Path(os.environ.get("FMETA_CACHE") or pooch.os_cache("fmeta"))
+
+
+def fetch(url: str, checksum: str, folder: Path, *, progress: bool = True) -> Path:
+    """The file at `url` in `folder`, downloaded if it is not there yet and matches `checksum` ("sha256:…" or "md5:…").
+
+    A download that breaks off leaves `NAME.part`; the next try asks the server for the rest.
+
+    Raises:
+        InputError: no connection, or a file that does not match after three tries.
+    """
+    name = url.rsplit("/", 1)[-1]
+    remote = pooch.create(path=folder, base_url="", registry={name: checksum}, urls={name: url}, retry_if_failed=2)
+    try:
+        return Path(remote.fetch(name, downloader=_Resuming(folder / f"{name}.part", progress)))
+    except (ValueError, OSError, requests.RequestException) as error:
+        raise InputError(
+            f"fetch({url}): {error}; expected a file with checksum {checksum}; run it again to go on from what "
+            f"is there, or put the file into {folder} yourself"
+        ) from error
+
+
+class _Resuming:
+    """A pooch downloader that appends to a partial file which outlives a failure."""
+
+    def __init__(self, part: Path, progress: bool) -> None:
+        self.part, self.progress = part, progress
+
+    def __call__(self, url: str, output_file: Any, pooch_: Any) -> None:
+        have = self.part.stat().st_size if self.part.exists() else 0
+        # identity: a compressed answer has other byte ranges than the file
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        download = pooch.HTTPDownloader(progressbar=self.progress and _has_tqdm(), headers=headers, timeout=30)
+        try:
+            with self.part.open("ab") as partial:
+                download(url, partial, pooch_)
+        except requests.HTTPError:
+            self.part.unlink()  # no such range: begin again
+            raise
+        # a server that ignores the range sends the whole file again: the checksum tells, and the next try is fresh
+        os.replace(self.part, output_file)
+
+
+def _has_tqdm() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("tqdm") is not None

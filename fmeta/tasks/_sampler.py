@@ -1,0 +1,27 @@
+"""What a source of tasks is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fmeta.core import InputError, Task, split
+from fmeta.core._inner import over_tasks
+
+Sampler = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks
+
+
+def sampler(one: Callable[[Tensor], Task]) -> Sampler:
+    """A `Sampler` from a function that draws one task. Task `i` of a batch is `one(split(key, count)[i])`."""
+
+    def sample(key: Tensor, count: int) -> Task:
+        return over_tasks(one, shared=())(split(key, count))
+
+    return sample
+
+
+def check_sizes(call: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{call}({name}={size}): expected at least 1")

@@ -1,0 +1,26 @@
+"""Sinusoid regression."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fmeta.core import Examples, Task, fold, uniform
+from fmeta.tasks._sampler import Sampler, check_sizes, sampler
+
+
+def sinusoid(*, shots: int = 10, query: int = 10, dtype: torch.dtype = torch.float32) -> Sampler:
+    """Sine waves y = A·sin(x − φ) with A ~ U[0.1, 5], φ ~ U[0, π], x ~ U[−5, 5] (Finn et al. 2017, section 5.1,
+    https://arxiv.org/abs/1703.03400). `x` and `y` are `[task, example, 1]`.
+    """
+    check_sizes("sinusoid", shots=shots, query=query)
+
+    def one(key: Tensor) -> Task:
+        u = uniform(key, (2 + shots + query,), dtype=dtype)
+        amplitude, phase, x = 0.1 + 4.9 * u[0], math.pi * u[1], 10.0 * u[2:, None] - 5.0
+        y = amplitude * torch.sin(x - phase)
+        return Task(Examples(x[:shots], y[:shots]), Examples(x[shots:], y[shots:]), fold(key, 0))
+
+    return sampler(one)

@@ -1,0 +1,101 @@
+"""Checkpoints: one folder of safetensors and JSON, published by one rename, read without pickle.
+
+run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
+                         checkpoint.json      step, validation value, and the SHA-256 of the tensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from fmeta.core import InputError, Tree
+from fmeta.core._tree import named_leaves, replace_leaves
+
+_TENSORS, _FACTS = "state.safetensors", "checkpoint.json"
+
+
+def save_checkpoint(folder: Path, state: Tree, step: int, **facts: Any) -> Path:
+    """Writes `folder/<step>`, all or nothing: a crash leaves the older checkpoints as they were."""
+    final = folder / f"{step:08d}"
+    fresh = folder / f"{step:08d}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    content = save({name: leaf.detach().cpu().contiguous() for name, leaf in named_leaves(state).items()})
+    facts = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "torch": str(torch.__version__), **facts}
+    _write(fresh / _TENSORS, content)
+    _write(fresh / _FACTS, json.dumps(facts, indent=1).encode())
+    if final.exists():  # the same step again: the old one goes only when the new one is whole
+        shutil.rmtree(final)
+    os.rename(fresh, final)
+    _sync(folder)
+    return final
+
+
+def load_checkpoint(path: Path, like: Tree) -> Tree:
+    """The state in a checkpoint, on the devices and in the structure of `like`.
+
+    Raises InputError if a file is missing or damaged, or holds another state than `like`.
+    """
+    cure = f"remove {path} to fall back on an older checkpoint"
+    try:
+        facts = json.loads((path / _FACTS).read_text())
+        content = (path / _TENSORS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
+        tensors = load(content)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"load_checkpoint({path}): damaged: {error}; expected a whole checkpoint; {cure}") from error
+    wanted = named_leaves(like)
+    differ = sorted(
+        set(wanted.keys() ^ tensors.keys())
+        | {n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape}
+        | {n for n in wanted.keys() & tensors.keys() if wanted[n].dtype != tensors[n].dtype}
+    )
+    if differ:
+        raise InputError(
+            f"load_checkpoint({path}): {len(differ)} tensors differ from the state asked for, the first {differ[0]}; "
+            "expected a checkpoint of the same learner, model and optimizer"
+        )
+    return replace_leaves(like, {n: tensors[n].to(wanted[n].device) for n in wanted})
+
+
+def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The published checkpoints in a folder, oldest first: step and facts (empty where the file is damaged)."""
+    found = []
+    for path in sorted(folder.glob("[0-9]" * 8)):
+        try:
+            facts = json.loads((path / _FACTS).read_text())
+        except (OSError, ValueError):
+            facts = {}
+        found.append((int(path.name), facts))
+    return found
+
+
+def prune(folder: Path, keep: set[int]) -> None:
+    """Removes every other checkpoint, and what a crash left half written."""
+    for path in [*folder.glob("[0-9]" * 8), *folder.glob("*.tmp")]:
+        if path.suffix or int(path.name) not in keep:
+            shutil.rmtree(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

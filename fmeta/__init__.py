@@ -50,9 +50,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "At", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
-    "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Task", "TrainState", "Trainer", "accuracy", "adam", "adamw", "adjoint",
-    "anil", "chain", "check_meta_grad", "clip_by_global_norm", "compile", "cosine_decay", "cross_entropy", "difference",
-    "evaluate", "execution", "first_order", "fit", "fold", "from_module", "key", "linear_decay", "load_checkpoint",
-    "maml", "meta_grad", "meta_sgd", "models", "momentum", "mse", "reptile", "save_checkpoint", "sgd", "split",
-    "step_decay", "tasks", "trainer", "trajectory", "truncated", "unrolled",
+    "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Task", "TrainState", "Trainer", "accuracy", "adam",
+    "adamw", "adjoint", "anil", "chain", "check_meta_grad", "clip_by_global_norm", "compile", "cosine_decay",
+    "cross_entropy", "difference", "evaluate", "execution", "first_order", "fit", "fold", "from_module", "key",
+    "linear_decay", "load_checkpoint", "maml", "meta_grad", "meta_sgd", "models", "momentum", "mse", "reptile",
+    "save_checkpoint", "sgd", "split", "step_decay", "tasks", "trainer", "trajectory", "truncated", "unrolled",
 ]  # fmt: skip

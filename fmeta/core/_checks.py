@@ -128,7 +128,8 @@ def refuse_compiled(call: str, *values: Any) -> None:
         if isinstance(value, torch._dynamo.OptimizedModule) or hasattr(value, "_torchdynamo_orig_callable"):
             raise InputError(
                 f"{call}: the model is wrapped by torch.compile; expected a plain one, because torch.func "
-                "differentiates only what it can see into; pass the original and compile the outside: fmeta.compile(trainer.step)"
+                "differentiates only what it can see into; pass the original, and compile the outside: "
+                "fmeta.compile(trainer.step)"
             )
         if isinstance(value, tuple | list):
             todo += value

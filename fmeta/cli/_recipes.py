@@ -1,0 +1,237 @@
+"""Recipes: typed dataclasses that hold every choice of a run. Each field is an option of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+
+import fmeta
+from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Task, fold, key, nearest
+from fmeta.execution import Scope
+from fmeta.tasks import Sampler, episodes, omniglot, sinusoid
+
+_VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
+
+
+class Experiment(NamedTuple):
+    """What a recipe describes, ready to run."""
+
+    learner: Learner
+    optimizer: Optimizer
+    gradient: MetaGradient | None
+    train: Sampler
+    validation: Task
+    metric: str  # the headline figure: "loss" or the name of a metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The choices every recipe has."""
+
+    learner: Literal["maml", "reptile", "meta_sgd", "anil"] = "maml"
+    """algorithm"""
+    gradient: Literal["auto", "unrolled", "adjoint", "truncated", "first_order", "difference"] = "auto"
+    """meta-gradient; auto is the learner's own (unrolled, or difference for reptile)"""
+    last: int = 1
+    """inner steps whose second-order term truncated keeps"""
+    iterations: int = 15_000
+    """meta-steps"""
+    meta_batch: int = 25
+    """tasks per meta-step"""
+    shots: int = 10
+    """support examples of a task (of a class, for classification)"""
+    query: int = 10
+    """query examples of a task (of a class, for classification)"""
+    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """optimizer of the inner loop"""
+    inner_lr: float = 0.01
+    """rate of the inner loop, on the mean loss (where it starts, for meta_sgd)"""
+    inner_steps: int = 1
+    """inner steps in training"""
+    inner_batch: int = 0
+    """examples of an inner step of reptile; 0 takes all"""
+    adapt: str = "head.*"
+    """parameters that anil adapts, as patterns separated by commas"""
+    outer_lr: float = 1e-3
+    """rate of the outer loop: of Adam, or for reptile of plain interpolation"""
+    outer_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """how the outer rate falls to 0 over the iterations"""
+    clip: float = 0.0
+    """largest norm of the meta-gradient; 0 does not clip"""
+    seed: int = 0
+    """decides the initialisation and every task"""
+    compile: Literal["auto", "none", "whole", "step"] = "auto"
+    """what is compiled: nothing, the whole step as one graph, or its stages"""
+    device: str = "auto"
+    """cpu, cuda, or auto: CUDA where there is one"""
+    log_every: int = 100
+    """meta-steps between lines of metrics.jsonl"""
+    save_every: int = 1000
+    """meta-steps between checkpoints"""
+    eval_tasks: int = 1000
+    """test tasks"""
+    eval_steps: tuple[int, ...] = (0, 1, 5, 10)
+    """adaptation steps after which the test measures"""
+
+    name: ClassVar[str]
+    movable: ClassVar[tuple[str, ...]] = ("device", "log_every", "save_every", "eval_tasks", "eval_steps")
+
+    def where(self) -> torch.device:
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            return torch.empty(0, device=auto if self.device == "auto" else self.device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"recipe(device={self.device!r}): {reason}; expected cpu, cuda or auto") from error
+
+    def key(self) -> torch.Tensor:
+        return key(self.seed, self.where())
+
+    def experiment(self) -> Experiment:
+        train = self.sampler("train")
+        validation = self.sampler("validation")(fold(self.key(), _VALIDATION), 200)
+        return Experiment(self.build_learner(), self.outer(), self.meta_gradient(), train, validation, self.metric())
+
+    def test_tasks(self, count: int) -> Task:
+        """The fixed list of test tasks: the same for the same seed."""
+        return self.sampler("test")(fold(self.key(), _TEST), count)
+
+    def preferred_scope(self) -> Scope:
+        """One graph compiles in a time that grows with the inner steps; stages do not, but need a recursion."""
+        replays = self.gradient in ("adjoint", "truncated", "first_order")
+        return "step" if replays and self.inner_steps > 5 else "whole"
+
+    # what a recipe of one domain decides
+    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+        raise InputError(f"recipe {type(self).__name__} draws no tasks; expected one of: {', '.join(RECIPES)}")
+
+    def model(self) -> Model:
+        raise InputError(f"recipe {type(self).__name__} has no model; expected one of: {', '.join(RECIPES)}")
+
+    def metric(self) -> str:
+        return "loss"
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol, to stand beside every figure."""
+        return {"recipe": self.name, "shots": self.shots, "seed": self.seed}
+
+    def losses(self) -> dict[str, Any]:
+        return {"loss": fmeta.mse}
+
+    # parts
+    def build_learner(self) -> Learner:
+        kind: dict[str, Any] = {"steps": self.inner_steps, **self.losses()}
+        if self.learner == "meta_sgd":
+            return fmeta.meta_sgd(self.model(), lr=self.inner_lr, **kind)
+        optimizers = {"sgd": fmeta.sgd, "momentum": fmeta.momentum, "adam": fmeta.adam}
+        kind["optimizer"] = optimizers[self.inner_optimizer](self.inner_lr)
+        if self.learner == "reptile":
+            return fmeta.reptile(self.model(), batch=self.inner_batch or None, **kind)
+        if self.learner == "anil":
+            return fmeta.anil(self.model(), adapt=self.adapt, **kind)
+        return fmeta.maml(self.model(), **kind)
+
+    def meta_gradient(self) -> MetaGradient | None:
+        if self.gradient == "auto":
+            return None
+        return fmeta.truncated(self.last) if self.gradient == "truncated" else getattr(fmeta, self.gradient)()
+
+    def outer(self) -> Optimizer:
+        schedules = {
+            "constant": lambda: self.outer_lr,
+            "linear": lambda: fmeta.linear_decay(self.outer_lr, self.iterations),
+            "cosine": lambda: fmeta.cosine_decay(self.outer_lr, self.iterations),
+        }
+        rate = schedules[self.outer_schedule]()
+        optimizer = fmeta.sgd(rate) if self.learner == "reptile" else fmeta.adam(rate)
+        return fmeta.chain(fmeta.clip_by_global_norm(self.clip), optimizer) if self.clip else optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoid(Recipe):
+    """MAML on sine waves (Finn et al. 2017, section 5.1): needs no data, trains in seconds.
+
+    The outer rate is three times the paper's and falls to 0: 15,000 meta-steps then get as far as many more at 1e-3.
+    """
+
+    hidden: tuple[int, ...] = (40, 40)
+    """widths of the hidden layers"""
+    outer_lr: float = 3e-3
+    outer_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+
+    name: ClassVar[str] = "sinusoid"
+
+    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+        return sinusoid(shots=self.shots, query=self.query if split == "train" else 100)
+
+    def model(self) -> Model:
+        return fmeta.models.mlp([1, *self.hidden, 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omniglot(Recipe):
+    """Few-shot Omniglot by the protocol of Finn et al. 2017: 5-way 1-shot, 1,100 / 100 / 423 characters, rotations."""
+
+    data_dir: str | None = None
+    """folder with images_background and images_evaluation, as folders or zip archives; none downloads them"""
+    protocol: Literal["finn", "vinyals", "lake"] = "finn"
+    """split: Finn's 1,100 / 100 / 423 characters, Vinyals' rotated classes, or Lake's background and evaluation sets"""
+    ways: int = 5
+    """classes of a task"""
+    network: Literal["stride", "pool", "conv2"] = "stride"
+    """Finn's strided Conv4, the max-pool Conv4, or the textbooks' two-layer net"""
+    width: int = 64
+    """channels of Conv4"""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """normalisation in Conv4; batch uses the statistics of the present batch, in test too (transductive)"""
+    iterations: int = 60_000
+    meta_batch: int = 32
+    shots: int = 1
+    query: int = 1
+    inner_lr: float = 2.0
+    log_every: int = 50
+    save_every: int = 500
+    eval_steps: tuple[int, ...] = (0, 1, 2, 3)
+
+    name: ClassVar[str] = "omniglot"
+    movable: ClassVar[tuple[str, ...]] = (*Recipe.movable, "data_dir")
+
+    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+        data = omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())
+        return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
+
+    def model(self) -> Model:
+        if self.network == "conv2":
+            return fmeta.models.conv2(self.ways)
+        return fmeta.models.conv4(self.ways, form=self.network, width=self.width, norm=self.norm)
+
+    def metric(self) -> str:
+        return "accuracy"
+
+    def facts(self) -> dict[str, Any]:
+        split = {"split": f"{self.protocol} test", "ways": self.ways, "query": self.query, "norm": self.norm}
+        return super().facts() | split
+
+    def losses(self) -> dict[str, Any]:
+        return {"loss": fmeta.cross_entropy, "metrics": {"accuracy": fmeta.accuracy}}
+
+
+RECIPES: dict[str, type[Recipe]] = {r.name: r for r in (Sinusoid, Omniglot)}
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Fields that decide the run and differ: name -> (old, new). Without a schedule more iterations are none."""
+    fields = [f.name for f in dataclasses.fields(old) if f.name not in old.movable]
+    differ = {f: (getattr(old, f), getattr(new, f)) for f in fields if getattr(old, f) != getattr(new, f)}
+    if new.iterations > old.iterations and old.outer_schedule == "constant":
+        differ.pop("iterations", None)
+    return differ

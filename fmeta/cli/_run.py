@@ -1,0 +1,82 @@
+"""The folder of a run.
+
+recipe.json       the recipe with all its fields, and the scope that was compiled
+metrics.jsonl     a line of means every log_every meta-steps
+checkpoints/      the last and the best state
+evaluation.json   the table printed at the end
+adaptation.png    the plot
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import fmeta
+from fmeta.cli._recipes import Recipe, differences, recipe_class
+from fmeta.core import InputError
+
+
+class Run(NamedTuple):
+    folder: Path
+    recipe: Recipe
+    scope: str
+
+
+def create_run(recipe: Recipe, scope: str, run_dir: Path | None) -> Run:
+    folder = run_dir or Path("runs", f"{recipe.name}-{recipe.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if (folder / "recipe.json").exists():
+        raise InputError(
+            f"train(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
+            "add --resume to go on with it, or choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, recipe, scope)
+    return Run(folder, recipe, scope)
+
+
+def open_run(folder: Path) -> Run:
+    """The recipe and scope of a run. Raises InputError where the folder holds none, or a damaged one."""
+    try:
+        stored = json.loads((folder / "recipe.json").read_text())
+        kind = recipe_class(stored["recipe"])
+        known = {f.name for f in dataclasses.fields(kind)}
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored["fields"].items()}
+        if fields.keys() - known:
+            raise ValueError(f"unknown fields {sorted(fields.keys() - known)}")
+        return Run(folder, kind(**fields), stored["scope"])
+    except FileNotFoundError:
+        raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"run {str(folder)!r}: recipe.json is damaged: {error}; expected what fmeta wrote") from error
+
+
+def resume_run(run: Run, asked: Recipe) -> Run:
+    """The run with what may change changed. Raises InputError that lists every other field that differs."""
+    differ = differences(run.recipe, asked)
+    if differ:
+        listed = ", ".join(f"{name}: {old!r} in the run, {new!r} asked for" for name, (old, new) in differ.items())
+        raise InputError(
+            f"train(resume {str(run.folder)!r}): the recipe differs: {listed}; expected the recipe of the run; "
+            "leave these options out, or start a new run"
+        )
+    _write(run.folder, asked, run.scope)
+    return run._replace(recipe=asked)
+
+
+def _write(folder: Path, recipe: Recipe, scope: str) -> None:
+    stored: dict[str, Any] = {
+        "recipe": recipe.name,
+        "scope": scope,
+        "fmeta": fmeta.__version__,
+        "torch": str(torch.__version__),
+        "fields": dataclasses.asdict(recipe),
+    }
+    fresh = folder / "recipe.json.tmp"
+    fresh.write_text(json.dumps(stored, indent=1) + "\n")
+    fresh.replace(folder / "recipe.json")

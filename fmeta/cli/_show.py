@@ -1,0 +1,137 @@
+"""What the command line shows: progress, tables, plots."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fmeta.core import Learner, Task, Tree, trajectory
+from fmeta.core import _tree as tree
+from fmeta.evaluation import Evaluation
+from fmeta.gradients import GradientReport
+
+
+class Bar:
+    """A progress bar with means, rate and time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self.console, self.total, self.shown = console, total, done
+        self.last, self.began = done, time.perf_counter()
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        ]
+        times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+        self.bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("compiling", total=total, completed=done, rate="")
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        now = time.perf_counter()
+        rate = (step - self.last) / max(now - self.began, 1e-9)
+        self.last, self.began = step, now
+        text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self.bar.update(
+            self.task, completed=step, description=text, rate=f"{rate:.0f} it/s" if rate >= 10 else f"{rate:.1f} it/s"
+        )
+        if not self.console.is_terminal and (step == self.total or step - self.shown >= self.total / 10):
+            self.shown = step
+            left = (self.total - step) / rate
+            self.console.print(f"{step}/{self.total}  {text}  {rate:.1f} it/s  {left:.0f} s left", highlight=False)
+
+
+def evaluation_table(result: Evaluation, metric: str) -> Table:
+    percent = 100.0 if metric == "accuracy" else 1.0
+    what = "query accuracy, %" if metric == "accuracy" else "query error"
+    facts = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
+    table = Table(title=f"{what} on {facts}", title_justify="left")
+    for column in ("adaptation steps", "mean", "95% interval", "median"):
+        table.add_column(column, justify="right")
+    digits = 2 if metric == "accuracy" else 4
+    for row in zip(result.steps, result.mean(metric), result.interval(metric), result.median(metric), strict=True):
+        step, mean, half, median = row
+        figures = (percent * mean, percent * half, percent * median)
+        table.add_row(str(step), f"{figures[0]:.{digits}f}", f"±{figures[1]:.{digits}f}", f"{figures[2]:.{digits}f}")
+    return table
+
+
+def report_table(report: GradientReport) -> Table:
+    table = Table(
+        title=f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}", title_justify="left"
+    )
+    table.add_column("parameter")
+    table.add_column("relative error", justify="right")
+    table.add_column("remark")
+    for name, error in report.relative_error.items():
+        remark = "detached: the loss depends on it" if name in report.detached else ""
+        table.add_row(name, f"{error:.1e}", "no gradient, no influence" if name in report.without_gradient else remark)
+    return table
+
+
+def plot_regression(path: Path, learner: Learner, meta: Tree, tasks: Task, steps: int) -> None:
+    """The true curve, the support points, and the prediction before and after adaptation, for a few tasks."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, axes in enumerate(figure.subplots(1, 3, sharey=True)):
+        task = tree.tree_map(lambda t, i=i: t[i], tasks)
+        assert learner.inner is not None
+        path_of = trajectory(learner.inner, steps)(meta, task.support, task.key)
+        order = task.query.x[:, 0].argsort()
+        x = task.query.x[order]
+        axes.plot(x[:, 0].cpu(), task.query.y[order][:, 0].cpu(), color="black", label="true curve")
+        axes.plot(
+            x[:, 0].cpu(),
+            learner.predict(path_of[0], meta, x)[:, 0].cpu(),
+            ":",
+            color="grey",
+            label="before adaptation",
+        )
+        axes.plot(
+            x[:, 0].cpu(),
+            learner.predict(path_of[1], meta, x)[:, 0].cpu(),
+            "--",
+            color="tab:blue",
+            label="after 1 step",
+        )
+        if steps > 1:
+            axes.plot(
+                x[:, 0].cpu(),
+                learner.predict(path_of[-1], meta, x)[:, 0].cpu(),
+                color="tab:red",
+                label=f"after {steps} steps",
+            )
+        axes.plot(
+            task.support.x[:, 0].cpu(), task.support.y[:, 0].cpu(), "o", color="tab:green", label="support points"
+        )
+        axes.set_xlabel("x")
+    figure.axes[0].set_ylabel("y")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def plot_curve(path: Path, result: Evaluation, metric: str) -> None:
+    """The metric over adaptation steps, with 95% intervals."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.errorbar(result.steps, result.mean(metric), yerr=result.interval(metric), marker="o", capsize=3)
+    axes.set_xlabel("adaptation steps")
+    axes.set_ylabel(f"query {metric}")
+    axes.set_xticks(result.steps)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

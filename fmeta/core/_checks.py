@@ -51,6 +51,13 @@ def check_tasks(call: str, tasks: Task) -> int:
     if not isinstance(tasks, Task):
         raise InputError(f"{call}: tasks is a {type(tasks).__name__}; expected fmeta.Task(support, query, key)")
     counts: dict[str, int] = {}
+    for leaf in tree_leaves(tasks.key):
+        if leaf.ndim != 1:
+            raise InputError(
+                f"{call}: tasks.key has shape {list(leaf.shape)}; expected [task], a key per task; "
+                "use fmeta.split(key, number_of_tasks)"
+            )
+        counts["key"] = leaf.shape[0]
     for name, examples in (("support", tasks.support), ("query", tasks.query)):
         if not isinstance(examples, Examples):
             raise InputError(f"{call}: tasks.{name} is a {type(examples).__name__}; expected fmeta.Examples(x, y)")
@@ -69,13 +76,6 @@ def check_tasks(call: str, tasks: Task) -> int:
                 f"{call}: tasks.{name} has {_listed(lengths, 'examples')}; expected x, y and weight of one length; "
                 "check how the task was cut into support and query"
             )
-    for leaf in tree_leaves(tasks.key):
-        if leaf.ndim != 1:
-            raise InputError(
-                f"{call}: tasks.key has shape {list(leaf.shape)}; expected [task], a key per task; "
-                "use fmeta.split(key, number_of_tasks)"
-            )
-        counts["key"] = leaf.shape[0]
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise InputError(
             f"{call}: {_listed(counts, 'tasks')}; expected the same leading task axis, at least 1, on every leaf; "

@@ -33,7 +33,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     check_labels("cross_entropy", y, ways, logits.shape[0])
     inside = (y >= 0) & (y < ways)
     picked = F.log_softmax(logits, -1).gather(-1, y.clamp(0, ways - 1).to(torch.int64)[:, None])[:, 0]
-    return torch.where(inside, -picked, torch.full_like(picked, torch.nan))
+    # a factor, because its NaN reaches the gradient too: a support label out of range must not train on silently
+    return -picked * torch.where(inside, 1.0, torch.nan).to(picked.dtype)
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:

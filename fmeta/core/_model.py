@@ -43,7 +43,8 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
 
     Raises:
         InputError: a compiled module; a layer with running statistics and no policy, or frozen without statistics; a
-            layer whose randomness cannot be drawn by key; uninitialised lazy parameters. Each names the layer.
+            layer whose randomness cannot be drawn by key; a fused recurrent layer, which vmap cannot batch;
+            uninitialised lazy parameters. Each names the layer.
     """
     refuse_compiled("from_module", module)
     if not isinstance(module, nn.Module):
@@ -210,7 +211,9 @@ def _key_dropouts(module: nn.Module) -> list[str]:
     sources = []
     for name, layer in list(module.named_modules()):
         here = f"from_module: {name or 'the module'} ({type(layer).__name__})"
-        if isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout > 0:
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            raise InputError(f"{here} is fused and cannot be batched by vmap; expected gates written with nn.Linear")
+        if isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0:
             raise InputError(f"{here} has dropout {layer.dropout} inside, not drawn by key; expected 0; set it to 0")
         if not isinstance(layer, _DropoutNd) or layer.p == 0:
             continue

@@ -1,0 +1,233 @@
+"""from_module: a pure function that computes what the module computes."""
+
+import pytest
+import torch
+from helpers import F64
+from torch import nn
+from torch.func import grad, vmap
+
+import fmeta
+from fmeta.core import fold
+
+
+def conv_net(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), norm(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)).double()
+
+
+X = torch.randn(6, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
+KEY = fmeta.key(0)
+
+
+def trained(net, batches=3):
+    net.train()
+    for i in range(batches):
+        net(torch.randn(5, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(i)))
+    return net
+
+
+def test_keeps_the_present_weights_and_leaves_the_module_alone():
+    net = nn.Linear(3, 2)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    model = fmeta.from_module(net)
+    params = model.init(KEY)
+    assert all(torch.equal(params[n], before[n]) and not params[n].requires_grad for n in before)
+    params["weight"].zero_()
+    assert all(torch.equal(p, before[n]) and p.requires_grad for n, p in net.named_parameters())
+
+
+def test_batch_norm_without_a_policy_is_refused_by_name():
+    net = nn.Module()
+    net.stem = conv_net()
+    with pytest.raises(fmeta.InputError, match=r"stem\.1 \(BatchNorm2d\).*norm='batch'.*norm='frozen'.*norm='group'"):
+        fmeta.from_module(net)
+
+
+def test_batch_policy_uses_batch_statistics():
+    net = trained(conv_net())
+    model = fmeta.from_module(net, norm="batch")
+    running = net[1].running_mean.clone()
+    expected = net.train()(X)  # training mode normalises by the batch
+    torch.testing.assert_close(model.apply(model.init(KEY), X), expected)
+    net[1].running_mean.copy_(running)
+
+
+def test_frozen_policy_uses_running_statistics():
+    net = trained(conv_net())
+    model = fmeta.from_module(net, norm="frozen")
+    torch.testing.assert_close(model.apply(model.init(KEY), X), net.eval()(X))
+
+
+def test_frozen_policy_refuses_statistics_that_saw_no_data():
+    with pytest.raises(fmeta.InputError, match=r"1 \(BatchNorm2d\).*calibrate"):
+        fmeta.from_module(conv_net(), norm="frozen")
+
+
+def test_calibration_takes_statistics_in_one_pass_and_leaves_the_module_alone():
+    net = conv_net()
+    model = fmeta.from_module(net, norm="frozen", calibrate=X)
+    assert (net[1].running_mean == 0).all()
+    twin = conv_net()
+    twin[1].momentum = None
+    twin.train()(X)
+    torch.testing.assert_close(model.apply(model.init(KEY), X), twin.eval()(X))
+
+
+def test_group_policy_replaces_the_norm_on_a_copy():
+    net = trained(conv_net())
+    with torch.no_grad():
+        net[1].weight.uniform_(0.5, 2.0)
+    model = fmeta.from_module(net, norm="group", groups=4)
+    assert isinstance(net[1], nn.BatchNorm2d)
+    twin = trained(conv_net())
+    twin.load_state_dict(net.state_dict())
+    group = nn.GroupNorm(4, 8).double()
+    group.load_state_dict({"weight": net[1].weight, "bias": net[1].bias})
+    twin[1] = group
+    torch.testing.assert_close(model.apply(model.init(KEY), X), twin(X))
+    alone = model.apply(model.init(KEY), X[:1])
+    torch.testing.assert_close(model.apply(model.init(KEY), X)[:1], alone)  # examples do not see each other
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_every_policy_works_under_vmap_and_grad(norm):
+    model = fmeta.from_module(trained(conv_net()), norm=norm)
+    params = model.init(KEY)
+    x = torch.stack([X, X.flip(0) * 2])
+
+    def loss(p, x):
+        return (model.apply(p, x) ** 2).mean()
+
+    together = vmap(grad(loss), in_dims=(None, 0))(params, x)
+    for i in range(2):
+        for n, g in grad(loss)(params, x[i]).items():
+            torch.testing.assert_close(together[n][i], g)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.outside = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.outside.weight = self.inside.weight
+        self.norm = nn.LayerNorm(4)
+        self.register_buffer("shift", torch.arange(4.0))
+
+    def forward(self, x):
+        return self.outside(torch.tanh(self.norm(self.inside(x + self.shift))))
+
+
+def test_tied_weights_stay_tied():
+    net = Tied().double()
+    model = fmeta.from_module(net)
+    params = model.init(KEY)
+    assert [n for n in params if n.endswith("weight") and params[n].ndim == 2] == ["inside.weight"]
+    x = X.reshape(6, -1)[:, :4]
+    torch.testing.assert_close(model.apply(params, x), net(x))
+    ours = grad(lambda p: model.apply(p, x).sum())(params)
+    net(x).sum().backward()
+    torch.testing.assert_close(ours["inside.weight"], net.inside.weight.grad)
+
+
+def test_frozen_parameters_are_constants():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net[0].requires_grad_(False)
+    model = fmeta.from_module(net)
+    params = model.init(KEY)
+    assert list(params) == ["1.weight", "1.bias"]
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(model.apply(params, x), net(x))
+
+
+def test_constants_follow_the_parameters_dtype():
+    """check_meta_grad casts parameters to float64; float32 buffers must not break it."""
+    model = fmeta.from_module(trained(conv_net()).float(), norm="frozen")
+    params = {n: p.double() for n, p in model.init(KEY).items()}
+    assert model.apply(params, X).dtype == F64
+
+
+def test_tuples_are_arguments_and_dicts_are_keywords():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, a, b):
+            return self.layer(a) - b
+
+    net = Two()
+    model = fmeta.from_module(net)
+    a, b = torch.randn(3, 2), torch.randn(3, 2)
+    params = model.init(KEY)
+    torch.testing.assert_close(model.apply(params, (a, b)), net(a, b))
+    torch.testing.assert_close(model.apply(params, {"b": b, "a": a}), net(a, b))
+
+
+class TestDropout:
+    net = nn.Sequential(nn.Linear(4, 200), nn.Dropout(0.25), nn.ReLU(), nn.Dropout(0.25))
+    x = torch.ones(3, 4)
+
+    def test_is_off_in_apply_and_drawn_from_the_key_in_noisy(self):
+        model = fmeta.from_module(self.net)
+        params = model.init(KEY)
+        torch.testing.assert_close(model.apply(params, self.x), self.net.eval()(self.x))
+        once, twice = (model.noisy(params, self.x, KEY) for _ in range(2))
+        assert torch.equal(once, twice)
+        assert not torch.equal(once, model.noisy(params, self.x, fold(KEY, 1)))
+
+    def test_keeps_the_expected_value_and_rate(self):
+        model = fmeta.from_module(nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.25)))
+        params = {"0.weight": torch.ones(1, 1)}
+        y = model.noisy(params, torch.ones(20_000, 1), KEY)
+        assert abs((y == 0).float().mean().item() - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
+        torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / 0.75]))
+
+    def test_layers_draw_apart(self):
+        model = fmeta.from_module(nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.5), nn.Dropout(0.5)))
+        y = model.noisy({"0.weight": torch.ones(1, 1)}, torch.ones(20_000, 1), KEY)
+        assert abs((y != 0).float().mean().item() - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
+
+    def test_whole_channels_drop_together(self):
+        model = fmeta.from_module(nn.Sequential(nn.Conv2d(1, 40, 1), nn.Dropout2d(0.5)))
+        y = model.noisy(model.init(KEY), torch.ones(2, 1, 4, 4), KEY)
+        dropped = (y == 0).flatten(2)
+        assert (dropped.all(-1) == dropped.any(-1)).all()
+        assert 0.2 < dropped.all(-1).float().mean() < 0.8
+
+    def test_without_dropout_there_is_no_noisy(self):
+        assert fmeta.from_module(nn.Linear(2, 2)).noisy is None
+
+    @pytest.mark.parametrize(
+        "layer", [nn.AlphaDropout(0.5), nn.LSTM(2, 2), nn.GRUCell(2, 2), nn.MultiheadAttention(4, 2, dropout=0.1)]
+    )
+    def test_layers_that_cannot_be_keyed_or_batched_are_refused_by_name(self, layer):
+        net = nn.Module()
+        net.part = layer
+        with pytest.raises(fmeta.InputError, match=rf"part \({type(layer).__name__}\)"):
+            fmeta.from_module(net)
+
+
+class TestRefusals:
+    def test_a_compiled_module(self):
+        with pytest.raises(fmeta.InputError, match=r"torch\.compile.*plain one"):
+            fmeta.from_module(torch.compile(nn.Linear(2, 2)))
+
+    def test_a_compiled_part(self):
+        with pytest.raises(fmeta.InputError, match=r"torch\.compile"):
+            fmeta.from_module(nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2))))
+
+    def test_no_module(self):
+        with pytest.raises(fmeta.InputError, match=r"expected an nn.Module"):
+            fmeta.from_module(lambda x: x)
+
+    def test_lazy_parameters(self):
+        with pytest.raises(fmeta.InputError, match="run the module once"):
+            fmeta.from_module(nn.LazyLinear(3))
+
+    def test_unknown_policy(self):
+        with pytest.raises(fmeta.InputError, match=r"unknown policy.*did you mean 'batch'"):
+            fmeta.from_module(conv_net(), norm="bach")
+
+    def test_calibration_without_frozen(self):
+        with pytest.raises(fmeta.InputError, match="only norm='frozen'"):
+            fmeta.from_module(conv_net(), norm="batch", calibrate=X)

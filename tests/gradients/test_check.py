@@ -1,0 +1,110 @@
+"""check_meta_grad tells what was really computed."""
+
+import pytest
+import torch
+from helpers import F64, LEARNERS, regressor, vectors
+from torch.utils._pytree import tree_map
+
+import fmeta
+from fmeta.core import fold
+
+KEY = fmeta.key(3)
+LEARNER = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+META, TASKS = LEARNER.init(KEY), vectors(fold(KEY, 1))
+
+
+def check(learner=LEARNER, gradient=None, meta=None):
+    return fmeta.check_meta_grad(learner, META if meta is None else meta, TASKS, gradient)
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_exact_for_every_learner(name):
+    learner, sample, _ = LEARNERS[name]
+    report = fmeta.check_meta_grad(learner, learner.init(KEY), sample(fold(KEY, 1)), fmeta.unrolled())
+    assert report.order == "exact"
+    assert report.exact
+    assert report.cosine == pytest.approx(1.0, abs=1e-9)
+    assert max(report.relative_error.values()) < 1e-4
+    assert report.detached == report.without_gradient == []
+
+
+def test_first_order_is_called_first_order():
+    report = check(gradient=fmeta.first_order())
+    assert report.order == "first order"
+    assert not report.exact
+    assert max(report.relative_error.values()) > 1e-2
+
+
+def test_difference_is_no_gradient_of_the_query_loss():
+    assert check(gradient=fmeta.difference()).order == "neither"
+
+
+def test_first_order_in_disguise_is_caught():
+    """A learner whose adaptation detaches its inner gradients claims to be exact and is not."""
+
+    def adapt(meta, support, key):
+        fast = meta
+        for _ in range(2):
+            g = torch.func.grad(lambda f: fmeta.mse(regressor().apply(f, support.x), support.y).mean())(fast)
+            fast = tree_map(lambda w, g: w - 0.1 * g.detach(), fast, g)
+        return fast
+
+    report = check(LEARNER._replace(adapt=adapt), fmeta.unrolled())
+    assert report.order == "first order"
+
+
+def test_no_second_order_term_is_said():
+    """A linear model under a linear loss has no curvature: both orders are exact."""
+    model = fmeta.models.mlp([2, 1], dtype=F64)
+    learner = fmeta.maml(model, lambda p, y: (p * y)[:, 0], optimizer=fmeta.sgd(0.1), steps=2)
+    report = fmeta.check_meta_grad(learner, learner.init(KEY), TASKS, fmeta.first_order())
+    assert report.order == "exact (no second-order term here)"
+
+
+def test_a_detached_parameter_is_named():
+    def adapt(meta, support, key):
+        return LEARNER.adapt(meta | {"head.bias": meta["head.bias"].detach()}, support, key)
+
+    report = check(LEARNER._replace(adapt=adapt))
+    assert report.detached == ["head.bias"]
+    assert not report.exact
+
+
+def test_a_parameter_without_influence_is_named():
+    model = regressor()
+    idle = model._replace(init=lambda key: model.init(key) | {"idle": torch.ones(3, dtype=F64)})
+    learner = fmeta.maml(idle, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+    report = check(learner, meta=learner.init(KEY))
+    assert report.without_gradient == ["idle"]
+    assert report.exact
+
+
+def test_float32_learners_are_checked_in_float64():
+    model = fmeta.models.mlp([2, 8, 1], torch.tanh)
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+    tasks = tree_map(lambda t: t.float() if t.is_floating_point() else t, TASKS)
+    assert fmeta.check_meta_grad(learner, learner.init(KEY), tasks).order == "exact"
+
+
+def test_a_learner_without_an_inner_loop():
+    """Plain training of a ridge head in closed form: exact, and no first order to compare with."""
+
+    def adapt(meta, support, key):
+        z = torch.tanh(support.x @ meta["body"])
+        return torch.linalg.solve(z.T @ z + 0.1 * torch.eye(4, dtype=F64), z.T @ support.y)
+
+    def predict(fast, meta, x):
+        return torch.tanh(x @ meta["body"]) @ fast
+
+    def loss(fast, meta, query):
+        return fmeta.mse(predict(fast, meta, query.x), query.y).mean(), {}
+
+    learner = fmeta.Learner(None, adapt, predict, loss, None, fmeta.unrolled(), "ridge")
+    meta = {"body": torch.randn(2, 4, dtype=F64, generator=torch.Generator().manual_seed(0))}
+    assert fmeta.check_meta_grad(learner, meta, TASKS).order == "exact"
+
+
+@pytest.mark.parametrize("bad", [{"directions": 0}, {"step": 0.0}])
+def test_bad_settings(bad):
+    with pytest.raises(fmeta.InputError, match="check_meta_grad"):
+        fmeta.check_meta_grad(LEARNER, META, TASKS, **bad)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
-def normalise(x: Tensor, axes: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def normalise(x: Tensor, axes: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x − mean)/√(var + eps)·weight + bias, mean and (biased) variance over `axes`."""
     centred = x - x.mean(axes, keepdim=True)
     factor = ((centred * centred).mean(axes, keepdim=True) + eps).rsqrt()
@@ -29,7 +29,7 @@ def batch_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
-    return normalise(x, [0, *range(2, x.ndim)], *_by_channel(x, weight, bias), eps)
+    return normalise(x, [0, *range(2, x.ndim)], _by_channel(weight, x), _by_channel(bias, x), eps)
 
 
 class ExactOperators(TorchFunctionMode):
@@ -77,7 +77,7 @@ def _instance_norm(
 ) -> Tensor:
     if running_mean is not None or running_var is not None or not use_input_stats:
         return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return normalise(input, list(range(2, input.ndim)), *_by_channel(input, weight, bias), eps)
+    return normalise(input, list(range(2, input.ndim)), _by_channel(weight, input), _by_channel(bias, input), eps)
 
 
 def _unfused(attention: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,8 +88,8 @@ def _unfused(attention: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _by_channel(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
-    return [None if p is None else p.view((-1,) + (1,) * (x.ndim - 2)) for p in parameters]
+def _by_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.view((-1,) + (1,) * (x.ndim - 2))
 
 
 _REPLACED: dict[Any, Callable[..., Any]] = {

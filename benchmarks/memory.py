@@ -1,7 +1,7 @@
 """Peak memory of one meta-gradient by meta-gradient and number of inner steps, a fresh process each.
 
-Conv4-64 with max pooling, 28x28, 8 tasks, 5-way 1-shot with 15 query images per class, eager, float32. The figure is the
-peak resident size during the second step less the resident size before the first.
+Conv4-64 with max pooling, 28x28, 8 tasks, 5-way 1-shot with 15 query images per class, eager, float32. The figure is
+the peak resident size after two steps less the resident size before the first.
 
 python benchmarks/memory.py [--steps 2 20] [--gradients adjoint unrolled first_order]
 """

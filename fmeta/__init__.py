@@ -43,7 +43,7 @@ from fmeta.gradients import (
     truncated,
     unrolled,
 )
-from fmeta.learners import anil, maml, meta_sgd, reptile
+from fmeta.learners import anil, gradient_based, maml, meta_sgd, reptile
 from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkpoint, save_checkpoint, trainer
 
 __version__ = "0.1.0"
@@ -52,7 +52,8 @@ __all__ = [
     "At", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
     "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Task", "TrainState", "Trainer", "accuracy", "adam",
     "adamw", "adjoint", "anil", "chain", "check_meta_grad", "clip_by_global_norm", "compile", "cosine_decay",
-    "cross_entropy", "difference", "evaluate", "execution", "first_order", "fit", "fold", "from_module", "key",
-    "linear_decay", "load_checkpoint", "maml", "meta_grad", "meta_sgd", "models", "momentum", "mse", "reptile",
-    "save_checkpoint", "sgd", "split", "step_decay", "tasks", "trainer", "trajectory", "truncated", "unrolled",
+    "cross_entropy", "difference", "evaluate", "execution", "first_order", "fit", "fold", "from_module",
+    "gradient_based", "key", "linear_decay", "load_checkpoint", "maml", "meta_grad", "meta_sgd", "models",
+    "momentum", "mse", "reptile", "save_checkpoint", "sgd", "split", "step_decay", "tasks", "trainer", "trajectory",
+    "truncated", "unrolled",
 ]  # fmt: skip

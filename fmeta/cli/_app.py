@@ -16,7 +16,7 @@ from rich.console import Console
 import fmeta
 from fmeta.cli import _show as show
 from fmeta.cli._recipes import RECIPES, Recipe, Sinusoid, recipe_class
-from fmeta.cli._run import Run, create_run, open_run, resume_run
+from fmeta.cli._run import Run, change_run, check_resume, create_run, open_run
 from fmeta.core import InputError, Learner, Tree, fold, nearest
 from fmeta.evaluation import Evaluation, evaluate
 from fmeta.execution import compiler_problem, resolve
@@ -87,20 +87,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _train(arguments: list[str]) -> None:
     recipe, options = _parse_train(arguments)
     if options.resume:
         assert options.run_dir is not None
-        run = resume_run(open_run(options.run_dir), recipe)
-        experiment = run.recipe.experiment()
+        run = open_run(options.run_dir)
+        check_resume(run, recipe)
+        experiment = recipe.experiment()
+        run = change_run(run, recipe)
     else:
-        experiment = recipe.experiment()  # before the folder: bad data leaves none behind
+        experiment = recipe.experiment()  # before the folder: bad choices leave none behind
         scope = resolve(recipe.compile, recipe.preferred_scope())
         if scope == "none" and recipe.compile != "none":
-            console.print(f"running eager: {compiler_problem()}", highlight=False, soft_wrap=True)
+            _say(f"running eager: {compiler_problem()}")
         run = create_run(recipe, scope, options.run_dir)
     recipe = run.recipe
-    console.print(f"{recipe.name}: {recipe.learner}, compile {run.scope}, run folder {run.folder}", soft_wrap=True)
+    _say(f"{recipe.name}: {recipe.learner}, compile {run.scope}, run folder {run.folder}")
     found = checkpoints(run.folder / "checkpoints") if options.resume else []
     learner = experiment.learner
     with show.Bar(console, recipe.iterations, found[-1][0] if found else 0) as bar:
@@ -122,7 +128,7 @@ def _train(arguments: list[str]) -> None:
                 progress=bar,
             )
         except KeyboardInterrupt:
-            console.print(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}", soft_wrap=True)
+            _say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
             raise
     _conclude(run, learner, state.meta, experiment.metric)
 
@@ -136,7 +142,7 @@ def _conclude(run: Run, learner: Learner, meta: Tree, metric: str) -> None:
     else:
         show.plot_curve(plot, result, metric)
     console.print(show.evaluation_table(result, metric))
-    console.print(f"plot: {plot}", soft_wrap=True, highlight=False)
+    _say(f"plot: {plot}")
 
 
 def _test(recipe: Recipe, learner: Learner, meta: Tree, tasks: int, steps: tuple[int, ...]) -> Evaluation:
@@ -149,9 +155,10 @@ def _evaluate(arguments: list[str]) -> None:
     recipe, learner = run.recipe, run.recipe.build_learner()
     meta = load_checkpoint(_chosen(run.folder / "checkpoints", options.checkpoint), _like(recipe, learner)).meta
     tasks = options.tasks if options.tasks is not None else recipe.eval_tasks
+    steps = options.steps if options.steps is not None else recipe.eval_steps
     if tasks < 2:
         raise InputError(f"evaluate(tasks={tasks}): expected at least 2, for an interval")
-    result = _test(recipe, learner, meta, tasks, options.steps if options.steps is not None else recipe.eval_steps)
+    result = _test(recipe, learner, meta, tasks, steps)
     if options.json:
         print(json.dumps(result.summary()))
     else:

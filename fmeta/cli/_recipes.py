@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Task, fold, key, nearest
@@ -90,10 +91,25 @@ class Recipe:
     def key(self) -> torch.Tensor:
         return key(self.seed, self.where())
 
+    def check(self) -> None:
+        """Raises InputError for numbers that would fail in mid-run."""
+        for name in ("iterations", "meta_batch", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe({name}={getattr(self, name)}): expected at least 1")
+        if self.eval_tasks < 2:
+            raise InputError(f"recipe(eval_tasks={self.eval_tasks}): expected at least 2, for an interval")
+        if not self.eval_steps or min(self.eval_steps) < 0:
+            raise InputError(f"recipe(eval_steps={self.eval_steps}): expected one or more numbers of steps >= 0")
+
     def experiment(self) -> Experiment:
+        """The parts of the run, each tried once, so that nothing fails after the folder of the run was made."""
+        self.check()
         train = self.sampler("train")
         validation = self.sampler("validation")(fold(self.key(), _VALIDATION), 200)
-        return Experiment(self.build_learner(), self.outer(), self.meta_gradient(), train, validation, self.metric())
+        self.sampler("test")
+        learner, gradient = self.build_learner(), self.meta_gradient()
+        fmeta.meta_grad(learner, gradient)(learner.init(self.key()), tree_map(lambda t: t[:1], validation))
+        return Experiment(learner, self.outer(), gradient, train, validation, self.metric())
 
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""

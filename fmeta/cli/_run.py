@@ -13,13 +13,15 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from typeguard import TypeCheckError, check_type
 
 import fmeta
 from fmeta.cli._recipes import Recipe, differences, recipe_class
 from fmeta.core import InputError
+from fmeta.execution import execution
 
 
 class Run(NamedTuple):
@@ -35,8 +37,11 @@ def create_run(recipe: Recipe, scope: str, run_dir: Path | None) -> Run:
             f"train(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "add --resume to go on with it, or choose another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, recipe, scope)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, recipe, scope)
+    except OSError as error:
+        raise InputError(f"train(run_dir={str(folder)!r}): {error}; expected a folder that can be written") from error
     return Run(folder, recipe, scope)
 
 
@@ -49,15 +54,19 @@ def open_run(folder: Path) -> Run:
         fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored["fields"].items()}
         if fields.keys() - known:
             raise ValueError(f"unknown fields {sorted(fields.keys() - known)}")
-        return Run(folder, kind(**fields), stored["scope"])
-    except FileNotFoundError:
-        raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from None
-    except (ValueError, KeyError, TypeError) as error:
+        recipe = kind(**fields)
+        hints = get_type_hints(kind)
+        for name, value in fields.items():
+            check_type(value, hints[name])
+        return Run(folder, recipe, execution(stored["scope"]).scope)
+    except OSError as error:
+        raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from error
+    except (ValueError, KeyError, TypeError, AttributeError, TypeCheckError) as error:
         raise InputError(f"run {str(folder)!r}: recipe.json is damaged: {error}; expected what fmeta wrote") from error
 
 
-def resume_run(run: Run, asked: Recipe) -> Run:
-    """The run with what may change changed. Raises InputError that lists every other field that differs."""
+def check_resume(run: Run, asked: Recipe) -> None:
+    """Raises InputError that lists every field that differs and may not."""
     differ = differences(run.recipe, asked)
     if differ:
         listed = ", ".join(f"{name}: {old!r} in the run, {new!r} asked for" for name, (old, new) in differ.items())
@@ -65,6 +74,10 @@ def resume_run(run: Run, asked: Recipe) -> Run:
             f"train(resume {str(run.folder)!r}): the recipe differs: {listed}; expected the recipe of the run; "
             "leave these options out, or start a new run"
         )
+
+
+def change_run(run: Run, asked: Recipe) -> Run:
+    """The run with another recipe, which `check_resume` has let pass."""
     _write(run.folder, asked, run.scope)
     return run._replace(recipe=asked)
 

@@ -91,7 +91,9 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
 
 
 def randint(key: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
-    """Uniform int64 numbers in `0 .. high-1`."""
+    """Uniform int64 numbers in `0 .. high-1`. Raises InputError if `high < 1`."""
+    if high < 1:
+        raise InputError(f"randint(high={high}): expected at least 1")
     return (uniform(key, shape, dtype=torch.float64) * high).to(torch.int64)
 
 
@@ -104,10 +106,10 @@ def choice(key: Tensor, n: int, count: int, valid: Tensor | None = None) -> Tens
     """`count` different numbers of `0 .. n-1` in random order, `[count]`.
 
     With `valid`, integers <= n of any shape, one such draw for each of them from `0 .. valid-1`,
-    `[*valid.shape, count]`; the caller sees to it that `count` fit. Raises InputError if `count > n`.
+    `[*valid.shape, count]`; the caller sees to it that `count` fit. Raises InputError unless 0 <= count <= n.
     """
-    if count > n:
-        raise InputError(f"choice(n={n}, count={count}): more numbers asked for than there are; expected count <= n")
+    if not 0 <= count <= n:
+        raise InputError(f"choice(n={n}, count={count}): expected 0 <= count <= n, without replacement")
     if valid is None:
         return bits(key, n).topk(count).indices
     order = bits(key, valid.numel() * n).reshape(*valid.shape, n)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pooch
 import requests
+from filelock import FileLock
 
 from fmeta.core import InputError
 
@@ -27,8 +28,10 @@ def fetch(url: str, checksum: str, folder: Path, *, progress: bool = True) -> Pa
     """
     name = url.rsplit("/", 1)[-1]
     remote = pooch.create(path=folder, base_url="", registry={name: checksum}, urls={name: url}, retry_if_failed=2)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return Path(remote.fetch(name, downloader=_Resuming(folder / f"{name}.part", progress)))
+        with FileLock(folder / f"{name}.lock"):  # the processes of one machine share the partial file
+            return Path(remote.fetch(name, downloader=_Resuming(folder / f"{name}.part", progress)))
     except (ValueError, OSError, requests.RequestException) as error:
         raise InputError(
             f"fetch({url}): {error}; expected a file with checksum {checksum}; run it again to go on from what "
@@ -50,8 +53,9 @@ class _Resuming:
         try:
             with self.part.open("ab") as partial:
                 download(url, partial, pooch_)
-        except requests.HTTPError:
-            self.part.unlink()  # no such range: begin again
+        except requests.HTTPError as error:
+            if error.response is not None and error.response.status_code == 416:  # no such range: begin again
+                self.part.unlink()
             raise
         # a server that ignores the range sends the whole file again: the checksum tells, and the next try is fresh
         os.replace(self.part, output_file)

@@ -32,6 +32,8 @@ def class_data(classes: Mapping[str, Tensor]) -> ClassData:
     """
     if not classes:
         raise InputError("class_data: got no classes; expected a mapping from names to tensors [example, ...]")
+    if any(t.ndim == 0 for t in classes.values()):
+        raise InputError("class_data: got a scalar for a class; expected [example, ...]")
     kind = {(tuple(t.shape[1:]), t.dtype) for t in classes.values()}
     if len(kind) > 1:
         raise InputError(f"class_data: examples differ in shape or dtype: {sorted(map(str, kind))}; expected one kind")
@@ -67,10 +69,10 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
         InputError: more ways than classes; a class with fewer than shots + query examples, by name; a number below 1.
     """
     check_sizes("episodes", ways=ways, shots=shots, query=query)
-    classes, most = len(data.names), int(data.size.max())
+    classes = len(data.names)
     if ways > classes:
         raise InputError(f"episodes(ways={ways}): the data has {classes} classes; expected ways <= {classes}")
-    least = int(data.size.argmin())
+    least, most = int(data.size.argmin()), int(data.size.max())
     if data.size[least] < shots + query:
         raise InputError(
             f"episodes(shots={shots}, query={query}): class {data.names[least]!r} has {int(data.size[least])} "

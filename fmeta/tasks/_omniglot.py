@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,8 @@ _CHECKSUMS = {
 }
 _VINYALS = {"train": ("train.txt", 4112), "validation": ("val.txt", 688), "test": ("test.txt", 1692)}
 _DRAWERS, _SIZE = 20, 28
+# what zipfile and Pillow raise for damaged files, an encrypted or oddly compressed entry among them
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, UnidentifiedImageError, EOFError, OSError, RuntimeError, SyntaxError)
 
 
 def omniglot(split: Split, *, protocol: Protocol = "finn", data_dir: str | Path | None = None) -> ClassData:
@@ -114,7 +117,7 @@ def _source(part: str, data_dir: str | Path | None) -> Path:
 def _fingerprint(source: Path) -> str:
     if source.is_file():
         return hashlib.sha256(source.read_bytes()).hexdigest()
-    files = sorted((str(p.relative_to(source)), p.stat().st_size) for p in source.rglob("*.png"))
+    files = sorted((str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in source.rglob("*.png"))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
@@ -135,7 +138,7 @@ def _decode(source: Path, part: str) -> tuple[Tensor, list[str]]:
         for path, content in _drawings(source):
             image = Image.open(io.BytesIO(content)).convert("L").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS)
             characters.setdefault(path.rpartition("/")[0], []).append(255 - np.asarray(image))
-    except (zipfile.BadZipFile, UnidentifiedImageError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"omniglot: cannot read {source}: {error}; expected a whole archive of PNG drawings; download it again"
         ) from error
@@ -163,14 +166,14 @@ def _rotated_classes(data: ClassData, split: Split, data_dir: str | Path | None)
             f"omniglot(protocol='vinyals'): {path} is missing; expected the published class lists; "
             "leave data_dir out to download them"
         )
-    lines = path.read_text().split()
+    lines = path.read_text(errors="replace").split()
     position = {n: i for i, n in enumerate(data.names)}
     pairs = [(character, turn) for character, _, turn in (line.rpartition("/rot") for line in lines)]
     strange = [f"{c}/rot{t}" for c, t in pairs if c not in position or t not in ("000", "090", "180", "270")]
-    if strange or len(pairs) != expected:
+    if strange or len(set(pairs)) != expected:
         what = f", one of them {strange[0]!r}" if strange else ""
         raise InputError(
-            f"omniglot(protocol='vinyals'): {path} has {len(pairs)} classes{what}; "
+            f"omniglot(protocol='vinyals'): {path} has {len(set(pairs))} classes{what}; "
             f"expected {expected} lines alphabet/character/rotNNN; download it again"
         )
     chosen = select_classes(data, torch.tensor([position[c] for c, _ in pairs]))

@@ -29,14 +29,17 @@ def save_checkpoint(folder: Path, state: Tree, step: int, **facts: Any) -> Path:
     fresh = folder / f"{step:08d}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    content = save({name: leaf.detach().cpu().contiguous() for name, leaf in named_leaves(state).items()})
+    # clones, because safetensors refuses leaves that share memory
+    content = save({name: leaf.detach().cpu().contiguous().clone() for name, leaf in named_leaves(state).items()})
     facts = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "torch": str(torch.__version__), **facts}
     _write(fresh / _TENSORS, content)
     _write(fresh / _FACTS, json.dumps(facts, indent=1).encode())
-    if final.exists():  # the same step again: the old one goes only when the new one is whole
-        shutil.rmtree(final)
+    replaced = folder / f"{step:08d}.old"
+    if final.exists():  # the same step again: set the old one aside until the new one stands
+        os.rename(final, replaced)
     os.rename(fresh, final)
     _sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -70,21 +73,28 @@ def load_checkpoint(path: Path, like: Tree) -> Tree:
 
 def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """The published checkpoints in a folder, oldest first: step and facts (empty where the file is damaged)."""
+    for path in folder.glob("*.old"):  # a crash came between two renames
+        if not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
     found = []
-    for path in sorted(folder.glob("[0-9]" * 8)):
+    for path in _published(folder):
         try:
             facts = json.loads((path / _FACTS).read_text())
         except (OSError, ValueError):
             facts = {}
-        found.append((int(path.name), facts))
-    return found
+        found.append((int(path.name), facts if isinstance(facts, dict) else {}))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def prune(folder: Path, keep: set[int]) -> None:
     """Removes every other checkpoint, and what a crash left half written."""
-    for path in [*folder.glob("[0-9]" * 8), *folder.glob("*.tmp")]:
+    for path in [*_published(folder), *folder.glob("*.tmp"), *folder.glob("*.old")]:
         if path.suffix or int(path.name) not in keep:
             shutil.rmtree(path)
+
+
+def _published(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.name.isdecimal()]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -82,16 +82,19 @@ def fit(
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         KeyboardInterrupt: after the state was saved.
     """
-    for name, value in {"iterations": iterations, "meta_batch": meta_batch, "log_every": log_every}.items():
+    counts = {"iterations": iterations, "meta_batch": meta_batch, "log_every": log_every, "save_every": save_every}
+    for name, value in counts.items():
         if value < 1:
             raise InputError(f"fit({name}={value}): expected at least 1")
+    if resume and run_dir is None:
+        raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
     run = execution(scope)
     train = trainer(learner, optimizer, gradient, stage=run.stage)
     state = train.init(fold(key, 0))
     keeper = _Keeper(run_dir, resume, validate) if run_dir is not None else None
     if keeper is not None:
         state = keeper.restore(state)
-    at, first, window, step = int(state.step), True, _Window(progress), run.whole(train.step)
+    at, first, window, step = int(state.step), True, _Window(), run.whole(train.step)
     batches = _batches(sample, fold(key, _TASKS), meta_batch, at)
     try:
         while at < iterations:
@@ -107,11 +110,13 @@ def fit(
                 bad = int(state.bad)  # the one place that waits for the device
                 if bad >= 0:
                     raise NonFiniteError(_bad_news(learner, bad, keeper))
-                line = window.close(at)
+                values = window.close()
                 if keeper is not None:
-                    keeper.log(line)
+                    keeper.log({"step": at, **values, "seconds": window.seconds()})
                     if saving:
                         keeper.save(state)
+                if progress is not None:
+                    progress(at, values)
     except (KeyboardInterrupt, NonFiniteError):
         if keeper is not None:
             keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), final=False)
@@ -153,21 +158,22 @@ def _bad_news(learner: Learner, bad: int, keeper: _Keeper | None) -> str:
 class _Window:
     """Means since the last log; the values stay on the device until then."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.infos = progress, list[Info]()
+    def __init__(self) -> None:
+        self.infos = list[Info]()
         self.began = time.perf_counter()
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.began, 3)
 
     def add(self, info: Info) -> None:
         self.infos.append(info)
 
-    def close(self, step: int) -> dict[str, Any]:
+    def close(self) -> dict[str, float]:
         values = {"loss": torch.stack([i.loss for i in self.infos]).mean().item()}
         for name in self.infos[0].metrics:
             values[name] = torch.stack([i.metrics[name].mean() for i in self.infos]).mean().item()
         self.infos.clear()
-        if self.progress is not None:
-            self.progress(step, values)
-        return {"step": step, **values, "seconds": round(time.perf_counter() - self.began, 3)}
+        return values
 
 
 class _Keeper:
@@ -176,13 +182,13 @@ class _Keeper:
     def __init__(self, run_dir: str | Path, resume: bool, validate: Callable[[Any], float] | None) -> None:
         self.folder, self.validate = Path(run_dir) / "checkpoints", validate
         self.metrics = Path(run_dir) / "metrics.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.resume = resume
         if not resume and (checkpoints(self.folder) or self.metrics.exists()):
             raise InputError(
                 f"fit(run_dir={str(run_dir)!r}): the folder already holds a run; expected a new one; "
                 "pass resume=True (--resume) to go on with it, or another folder"
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def restore(self, state: TrainState) -> TrainState:
         found = checkpoints(self.folder)
@@ -201,6 +207,8 @@ class _Keeper:
 
     def save(self, state: TrainState, final: bool = True) -> None:
         step = int(state.step)
+        if not final and step in dict(checkpoints(self.folder)):
+            return  # it stands already, with its validation value
         value = self.validate(state.meta) if self.validate is not None and final else None
         save_checkpoint(self.folder, state, step, validation=value)
         known = [(s, facts.get("validation")) for s, facts in checkpoints(self.folder)]

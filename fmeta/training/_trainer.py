@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
     meta: Tree
     opt_state: Tree
     step: Tensor  # int64 [] meta-steps taken
-    bad: Tensor  # int64 [] the first step whose loss or gradient was not finite, or -1
+    bad: Tensor  # int64 [] the first step whose loss, gradient or update was not finite, or -1
 
 
 class Trainer(NamedTuple):
@@ -32,9 +32,9 @@ def trainer(
 ) -> Trainer:
     """Meta-training of a learner with an outer optimizer.
 
-    `step(state, tasks)` takes the meta-gradient of the batch and updates. Where the loss or the gradient is not finite
-    the update is withheld, on the device and without a synchronisation: the state stays as it was, `state.bad` records
-    the step, and no later step changes anything.
+    `step(state, tasks)` takes the meta-gradient of the batch and updates. Where the loss, the gradient or the updated
+    state is not finite the update is withheld, on the device and without a synchronisation: the state stays as it was,
+    `state.bad` records the step, and no later step changes anything.
 
     Args:
         learner: what adapts.
@@ -53,9 +53,9 @@ def trainer(
 
     @stage
     def apply(state: TrainState, grads: Tree, loss: Tensor) -> TrainState:
-        finite = torch.stack([t.isfinite().all() for t in (loss, *tree.tree_leaves(grads))]).all()
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         moved = TrainState(tree.add(state.meta, updates), opt_state, state.step + 1, state.bad)
+        finite = torch.stack([t.isfinite().all() for t in (loss, *tree.tree_leaves((grads, moved)))]).all()
         stopped = state._replace(bad=torch.where(state.bad < 0, state.step, state.bad))
         return tree.where(finite & (state.bad < 0), moved, stopped)
 

@@ -1,0 +1,542 @@
+"""The command line: what it writes and prints, and that every mistake is one line that says the call and the cure."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from fmeta.cli import _show, main
+
+TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
+TINY += ["--eval-tasks", "6", "--eval-steps", "0", "1", "3", "--log-every", "2", "--save-every", "2"]
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def words(text):
+    """Printed text without the line breaks of a narrow terminal."""
+    return " ".join(text.split())
+
+
+def state_bytes(run, step):
+    return (run / "checkpoints" / f"{step:08d}" / "state.safetensors").read_bytes()
+
+
+def lines_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run that nobody may change."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "sinusoid", *TINY, "--run-dir", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a command that must fail: status 2, nothing on stdout that looks like a result, one line on stderr."""
+
+    def run_it(*arguments, status=2):
+        capfd.readouterr()
+        assert main([str(a) for a in arguments]) == status
+        message = capfd.readouterr().err
+        assert message.startswith("fmeta: ")
+        assert message.count("\n") == 1
+        assert "Traceback" not in message
+        return message
+
+    return run_it
+
+
+# train
+
+
+def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
+    assert {p.name for p in trained.iterdir()} == {
+        "recipe.json", "metrics.jsonl", "checkpoints", "evaluation.json", "adaptation.png",
+    }  # fmt: skip
+    recipe = json.loads((trained / "recipe.json").read_text())
+    assert (recipe["recipe"], recipe["scope"]) == ("sinusoid", "none")
+    assert recipe["fields"]["hidden"] == [4, 4]
+    assert recipe["fields"]["inner_lr"] == 0.01
+    assert [line["step"] for line in lines_of(trained)] == [2, 4]
+    assert (trained / "checkpoints" / "00000004" / "state.safetensors").exists()
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    assert evaluation["protocol"] == {"tasks": 6, "recipe": "sinusoid", "shots": 10, "seed": 0}
+    assert evaluation["steps"] == [0, 1, 3]
+    assert all(len(evaluation["loss"][figure]) == 3 for figure in ("mean", "interval95", "median"))
+
+
+def test_the_plot_is_a_png_with_coloured_curves(trained):
+    content = (trained / "adaptation.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    with Image.open(trained / "adaptation.png") as image:
+        assert min(image.size) > 200
+        colours = image.convert("RGB").getcolors(maxcolors=1 << 20)
+    vivid = {colour for _, colour in colours if max(colour) - min(colour) > 60}
+    assert len(vivid) > 20
+    for name, near in {"blue": (31, 119, 180), "red": (214, 39, 40), "green": (44, 160, 44)}.items():
+        count = sum(n for n, c in colours if max(abs(a - b) for a, b in zip(c, near, strict=True)) < 12)
+        assert count > 30, name
+
+
+def test_train_prints_the_run_folder_the_table_and_the_plot(tmp_path, capfd):
+    run = tmp_path / "run"
+    assert main(["train", *TINY, "--run-dir", str(run)]) == 0  # sinusoid is the default
+    out, err = capfd.readouterr()
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert err == ""
+    assert f"sinusoid: maml, compile none, run folder {run}\n" in out
+    assert f"plot: {run / 'adaptation.png'}\n" in out
+    for column, step in enumerate((0, 1, 3)):
+        row = next(line for line in out.splitlines() if re.match(rf"\W*\s{step}\s", line))
+        for figure in ("mean", "interval95", "median"):
+            assert f"{evaluation['loss'][figure][column]:.4f}" in row
+
+
+def test_the_run_folder_is_printed_as_it_is_even_with_brackets(tmp_path, capfd):
+    run = tmp_path / "run[red]1"
+    assert main(["train", *TINY, "--run-dir", str(run)]) == 0
+    assert f"run folder {run}\n" in capfd.readouterr().out
+
+
+def test_the_same_command_gives_the_same_bits(trained, tmp_path):
+    assert main(["train", *TINY, "--run-dir", str(tmp_path / "again")]) == 0
+    assert state_bytes(tmp_path / "again", 4) == state_bytes(trained, 4)
+    for name in ("evaluation.json", "recipe.json"):
+        assert (tmp_path / "again" / name).read_text() == (trained / name).read_text()
+
+
+def test_without_run_dir_a_new_folder_below_runs_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "--seed", "7"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("sinusoid-7-")
+    assert (folder / "evaluation.json").exists()
+
+
+LEARNERS = ["maml", "reptile", "meta_sgd", "anil"]
+GRADIENTS = ["unrolled", "adjoint", "truncated", "first_order", "difference"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("learner", v) for v in LEARNERS] + [("gradient", v) for v in GRADIENTS])
+def test_every_learner_and_every_gradient_trains_from_the_command_line(tmp_path, field, value):
+    run = tmp_path / "run"
+    options = ["--iterations", "3", "--inner-steps", "2", "--run-dir", str(run), f"--{field}", value]
+    assert main(["train", *TINY, *options]) == 0
+    assert json.loads((run / "recipe.json").read_text())["fields"][field] == value
+    assert len(json.loads((run / "evaluation.json").read_text())["loss"]["mean"]) == 3
+
+
+def test_more_choices_reach_the_run(tmp_path):
+    """Inner and outer optimizer options that no other test uses."""
+    options = ["--learner", "reptile", "--inner-optimizer", "adam", "--inner-batch", "4", "--inner-steps", "3"]
+    options += ["--outer-schedule", "linear", "--clip", "1.0", "--outer-lr", "0.5"]
+    assert main(["train", *TINY, *options, "--run-dir", str(tmp_path / "a")]) == 0
+    assert main(["train", *TINY, *options, "--clip", "0.001", "--run-dir", str(tmp_path / "b")]) == 0
+    assert state_bytes(tmp_path / "a", 4) != state_bytes(tmp_path / "b", 4)
+
+
+def test_a_run_dir_that_holds_a_run_is_refused_and_untouched(run, fails):
+    before = contents(run)
+    message = fails("train", *TINY, "--run-dir", run)
+    assert str(run) in message
+    assert "already holds a run" in message
+    assert "--resume" in message
+    assert contents(run) == before
+
+
+def test_a_loss_that_blows_up_ends_with_status_1_and_says_where(tmp_path, fails):
+    message = fails("train", *TINY, "--inner-lr", "1e30", "--run-dir", tmp_path / "run", status=1)
+    assert "fit(maml)" in message
+    assert "step 0" in message
+    assert (tmp_path / "run" / "checkpoints" / "00000000").exists()
+
+
+def test_ctrl_c_ends_with_130_and_the_command_it_prints_finishes_the_run(trained, tmp_path, capfd, monkeypatch):
+    run = tmp_path / "run"
+
+    def interrupts(self, step, values):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_show.Bar, "__call__", interrupts)
+        assert main(["train", *TINY, "--run-dir", str(run)]) == 130
+    out, err = capfd.readouterr()
+    command = re.search(r"go on with: fmeta (.*)", out).group(1)
+    assert "Traceback" not in err
+    assert (run / "checkpoints" / "00000002").exists()
+    assert not (run / "evaluation.json").exists()
+    assert main(command.split()) == 0
+    assert state_bytes(run, 4) == state_bytes(trained, 4)
+    assert (run / "evaluation.json").read_text() == (trained / "evaluation.json").read_text()
+
+
+# resume
+
+
+def test_resume_needs_no_repeated_options_and_repeats_the_evaluation(run, trained):
+    (run / "evaluation.json").unlink()
+    assert main(["train", "--resume", "--run-dir", str(run)]) == 0
+    for name in ("evaluation.json", "recipe.json", "metrics.jsonl"):
+        assert (run / name).read_text() == (trained / name).read_text()
+
+
+def test_resume_accepts_the_same_options_and_the_movable_ones(run):
+    options = ["--iterations", "4", "--hidden", "4", "4", "--eval-tasks", "5", "--eval-steps", "2", "--log-every", "1"]
+    assert main(["train", "sinusoid", "--resume", *options, f"--run-dir={run}"]) == 0
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert (evaluation["protocol"]["tasks"], evaluation["steps"]) == (5, [2])
+
+
+def test_resume_with_other_fields_lists_exactly_these_with_both_values(run, fails):
+    before = contents(run)
+    options = ["--shots", "6", "--inner-lr", "0.5", "--hidden", "4", "5", "--eval-tasks", "9", "--seed", "0"]
+    message = fails("train", "--resume", "--run-dir", run, *options)
+    assert str(run) in message
+    listed = re.search(r"the recipe differs: (.*); expected", message).group(1)
+    assert sorted(re.findall(r"(\w+): (.+?) in the run, (.+?) asked for", listed)) == [
+        ("hidden", "(4, 4)", "(4, 5)"), ("inner_lr", "0.01", "0.5"), ("shots", "10", "6"),
+    ]  # fmt: skip
+    assert listed.count("asked for") == 3
+    assert contents(run) == before
+
+
+def test_more_iterations_are_fine_with_a_constant_rate(tmp_path):
+    constant = ["train", *TINY, "--outer-schedule", "constant"]
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    assert main([*constant, "--run-dir", str(cut)]) == 0
+    assert main(["train", "--resume", "--run-dir", str(cut), "--iterations", "8"]) == 0
+    assert main([*constant, "--iterations", "8", "--run-dir", str(whole)]) == 0
+    assert state_bytes(cut, 8) == state_bytes(whole, 8)
+    assert lines_of(cut) == lines_of(whole)
+    assert (cut / "recipe.json").read_text() == (whole / "recipe.json").read_text()
+    assert (cut / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
+
+
+def test_more_iterations_are_refused_where_the_rate_depends_on_them(run, fails):
+    message = fails("train", "--resume", "--run-dir", run, "--iterations", "8")  # the default schedule is a cosine
+    assert "iterations: 4 in the run, 8 asked for" in message
+
+
+def test_fewer_iterations_are_refused(tmp_path, fails):
+    run = tmp_path / "run"
+    assert main(["train", *TINY, "--outer-schedule", "constant", "--run-dir", str(run)]) == 0
+    assert "iterations: 4 in the run, 2 asked for" in fails("train", "--resume", "--run-dir", run, "--iterations", "2")
+
+
+def test_resume_without_run_dir_says_what_is_missing(fails):
+    message = fails("train", "--resume")
+    assert "train(resume)" in message
+    assert "--run-dir" in message
+
+
+def test_resume_with_another_recipe_is_refused(run, fails):
+    message = fails("train", "omniglot", "--resume", "--run-dir", run)
+    assert "sinusoid, not omniglot" in message
+
+
+def test_a_resume_that_cannot_start_leaves_the_recipe_as_it_was(run, fails):
+    before = contents(run)
+    assert "recipe(device='nonsense')" in fails("train", "--resume", "--run-dir", run, "--device", "nonsense")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("command", [["train", "--resume", "--run-dir"], ["evaluate"]])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, fails, command):
+    for folder in (tmp_path, tmp_path / "missing"):
+        message = fails(*command, folder)
+        assert repr(str(folder)) in message
+        assert "recipe.json" in message
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("command", [["train", "--resume", "--run-dir"], ["evaluate"], ["train", *TINY, "--run-dir"]])
+def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path, fails, command):
+    (tmp_path / "file").write_text("x")
+    assert str(tmp_path / "file") in fails(*command, tmp_path / "file")
+
+
+def _recipe(**changes):
+    return lambda stored: json.dumps({**stored, **changes})
+
+
+DAMAGE = {
+    "half": lambda stored: json.dumps(stored)[:40],
+    "empty": lambda stored: "",
+    "list": lambda stored: "[1]",
+    "no fields": lambda stored: json.dumps({"recipe": "sinusoid", "scope": "none"}),
+    "fields a list": _recipe(fields=[]),
+    "unknown recipe": _recipe(recipe="cosinoid"),
+    "unknown field": lambda stored: json.dumps({**stored, "fields": {**stored["fields"], "colour": "red"}}),
+}
+
+
+@pytest.mark.parametrize("command", [["train", "--resume", "--run-dir"], ["evaluate"]])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_recipe_is_named(run, fails, command, damage):
+    stored = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(DAMAGE[damage](stored))
+    message = fails(*command, run)
+    assert str(run) in message
+    assert "recipe.json is damaged" in message
+
+
+def test_a_damaged_checkpoint_is_named_with_its_cure(run, fails):
+    path = run / "checkpoints" / "00000004"
+    (path / "state.safetensors").write_bytes(b"junk")
+    for command in (["evaluate", run], ["train", "--resume", "--run-dir", run]):
+        message = fails(*command)
+        assert "damaged" in message
+        assert f"remove {path}" in message
+
+
+# evaluate
+
+
+def test_evaluate_json_equals_what_training_wrote_twice(trained, capfd):
+    capfd.readouterr()
+    printed = []
+    for _ in range(2):
+        assert main(["evaluate", str(trained), "--json"]) == 0
+        printed.append(capfd.readouterr().out)
+    assert printed[0] == printed[1]
+    assert json.loads(printed[0]) == json.loads((trained / "evaluation.json").read_text())
+
+
+def test_evaluate_needs_no_repeated_options(tmp_path, capfd):
+    """Learner, widths, rates and steps come from the run."""
+    run = tmp_path / "run"
+    options = ["--learner", "meta_sgd", "--hidden", "5", "--inner-lr", "0.03", "--seed", "9", "--shots", "3"]
+    assert main(["train", *TINY, *options, "--run-dir", str(run)]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads((run / "evaluation.json").read_text())
+
+
+def test_evaluate_with_other_tasks_and_steps(trained, capfd):
+    capfd.readouterr()
+    arguments = ["evaluate", str(trained), "--tasks", "50", "--steps", "0", "2"]
+    assert main([*arguments, "--json"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert (figures["protocol"]["tasks"], figures["steps"]) == (50, [0, 2])
+    assert main(arguments) == 0
+    table = capfd.readouterr().out
+    assert "tasks 50" in words(table)
+    for value in (*figures["loss"]["mean"], *figures["loss"]["interval95"], *figures["loss"]["median"]):
+        assert f"{value:.4f}" in table
+
+
+def test_evaluate_leaves_the_run_as_it_was(trained):
+    before = contents(trained)
+    assert main(["evaluate", str(trained), "--tasks", "3"]) == 0
+    assert contents(trained) == before
+
+
+def test_evaluate_the_last_the_best_or_a_numbered_checkpoint(tmp_path, capfd, fails):
+    """An outer rate that spoils the net makes the first checkpoint the best."""
+    run = tmp_path / "run"
+    options = ["--learner", "reptile", "--inner-lr", "0.1", "--outer-lr", "20", "--outer-schedule", "constant"]
+    options += ["--iterations", "6"]
+    assert main(["train", *TINY, *options, "--run-dir", str(run)]) == 0
+    steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
+    assert steps == [2, 6]
+    figures = {}
+    for which in ("last", "best", "2", "6"):
+        capfd.readouterr()
+        assert main(["evaluate", str(run), "--json", "--checkpoint", which]) == 0
+        figures[which] = json.loads(capfd.readouterr().out)["loss"]["mean"]
+    assert figures["last"] == figures["6"] != figures["2"] == figures["best"]
+    message = fails("evaluate", run, "--checkpoint", "bst")
+    assert "evaluate(checkpoint='bst')" in message
+    assert "did you mean 'best'" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--tasks", "1"], "evaluate(tasks=1)"), (["--steps", "-1"], "evaluate(steps=[-1]"), (["--steps"], "steps=[]")],
+)
+def test_impossible_evaluations_are_refused(trained, fails, options, named):
+    assert named in fails("evaluate", trained, *options)
+
+
+# check
+
+
+def test_check_says_exact_for_the_recipe_as_it_stands(capfd):
+    assert main(["check", "sinusoid"]) == 0
+    assert "order computed: exact" in words(capfd.readouterr().out)
+
+
+def test_check_says_first_order_for_first_order(capfd):
+    assert main(["check", "sinusoid", "--gradient", "first_order"]) == 0
+    assert "order computed: first order" in words(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "unrolled"])
+def test_check_tells_exact_from_first_order_on_another_net(capfd, gradient):
+    small = ["check", "--hidden", "6", "--seed", "1", "--inner-steps", "2"]
+    assert main([*small, "--gradient", gradient]) == 0
+    out = capfd.readouterr().out
+    assert "order computed: exact;" in words(out)
+    assert {"hidden1.weight", "hidden1.bias", "head.weight", "head.bias"} <= set(out.split())
+    assert main([*small, "--gradient", "first_order"]) == 0
+    assert "order computed: first order;" in words(capfd.readouterr().out)
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "sinusiod"], "unknown recipe 'sinusiod'; did you mean 'sinusoid'?"),
+        (["check", "omniglt"], "unknown recipe 'omniglt'; did you mean 'omniglot'?"),
+        (["train", *TINY, "--inner-lr", "-1"], "sgd(lr=-1.0)"),
+        (["train", *TINY, "--hidden", "0"], "mlp(sizes=[1, 0, 1])"),
+        (["train", *TINY, "--device", "gpu"], "recipe(device='gpu')"),
+        (["train", *TINY, "--inner-steps", "0"], "maml(steps=0)"),
+        (["train", *TINY, "--shots", "0"], "sinusoid(shots=0"),
+        (["check", "--gradient", "truncated", "--last", "4"], "truncated(last=4): maml takes 1 inner steps"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_call_and_makes_no_folder(
+    fails, tmp_path, monkeypatch, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails(*arguments)
+    assert contents(tmp_path) == {}
+
+
+def test_a_gradient_that_does_not_fit_the_learner_says_which_do(tmp_path, fails):
+    options = ["--learner", "meta_sgd", "--gradient", "difference", "--run-dir", tmp_path / "run"]
+    message = fails("train", *TINY, *options)
+    assert "meta_grad(meta_sgd, difference())" in message
+    assert "these do: unrolled(), adjoint(), truncated(last), first_order()" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--log-every", "0", "log_every=0"),
+        ("--save-every", "0", "save_every=0"),
+        ("--meta-batch", "0", "meta_batch=0"),
+        ("--iterations", "0", "=0"),
+        ("--eval-tasks", "0", "tasks=0"),
+        ("--eval-tasks", "1", "tasks=1"),
+        ("--eval-steps", "-1", "steps="),
+    ],
+)
+def test_impossible_numbers_are_refused_before_training_and_the_folder_stays_free(
+    tmp_path, fails, option, value, named
+):
+    """After an error the corrected command must work, in the same folder."""
+    assert named in fails("train", *TINY, "--run-dir", tmp_path / "run", option, value)
+    assert main(["train", *TINY, "--run-dir", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [
+        (["train", "--iteration", "3"], "--iterations"),
+        (["train", "--iner-lr", "0.1"], "--inner-lr"),
+        (["evaluate", "run", "--task", "3"], "--tasks"),
+        (["train", "--learner", "mamal"], "maml"),
+    ],
+)
+def test_an_unknown_field_or_value_suggests_the_nearest_with_status_2(capfd, arguments, suggested):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    out, err = capfd.readouterr()
+    assert caught.value.code == 2
+    assert re.search(rf"(?<![\w-]){suggested}(?![\w-])", err)
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_help_and_version(capfd):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        out = capfd.readouterr().out
+        assert all(word in out for word in ("train", "evaluate", "check", "sinusoid", "omniglot"))
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capfd.readouterr().out)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "omniglot", "--help"])
+    assert caught.value.code == 0
+    out = capfd.readouterr().out
+    assert "--inner-lr" in out
+    assert "--data-dir" in out
+
+
+def test_python_dash_m_without_a_cxx_compiler_says_so_in_one_line_and_runs_eager(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("with CUDA nothing needs a C++ compiler")
+    (tmp_path / "empty").mkdir()
+    environment = {n: v for n, v in os.environ.items() if n not in ("CXX", "CC")}
+    environment |= {"PATH": str(tmp_path / "empty"), "OMP_NUM_THREADS": "1"}
+    auto = [word if word != "none" else "auto" for word in TINY]
+    command = [sys.executable, "-m", "fmeta", "train", *auto, "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "compiler" in line]
+    assert said == ["running eager: found no C++ compiler (g++ or clang++); install one to compile"]
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["scope"] == "none"
+    assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_python_dash_m_passes_the_status_on_and_reads_the_process_arguments(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["fmeta", "trian"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("fmeta", run_name="__main__")
+    assert caught.value.code == 2
+    assert "did you mean 'train'" in capfd.readouterr().err
+
+
+# Omniglot
+
+
+def test_omniglot_trains_and_evaluates(omniglot_dir, tmp_path, capfd):
+    run = tmp_path / "run"
+    options = ["--iterations", "2", "--meta-batch", "2", "--width", "4", "--compile", "none", "--eval-tasks", "4"]
+    assert main(["train", "omniglot", "--data-dir", str(omniglot_dir), *options, "--run-dir", str(run)]) == 0
+    out = words(capfd.readouterr().out)
+    assert "query accuracy, % on tasks 4, recipe omniglot" in out
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["protocol"]["ways"] == 5
+    assert evaluation["protocol"]["split"] == "finn test"
+    assert evaluation["steps"] == [0, 1, 2, 3]
+    assert all(0 <= value <= 1 for value in evaluation["accuracy"]["mean"])
+    with Image.open(run / "adaptation.png") as image:
+        colours = image.convert("RGB").getcolors(maxcolors=1 << 20)
+    assert len([c for _, c in colours if max(c) - min(c) > 60]) > 5
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == evaluation
+    assert main(["train", "--resume", "--run-dir", str(run)]) == 0
+
+
+def test_omniglot_without_its_data_names_the_folder_and_makes_no_run(tmp_path, fails):
+    (tmp_path / "empty").mkdir()
+    message = fails("train", "omniglot", "--data-dir", tmp_path / "empty", "--run-dir", tmp_path / "run")
+    assert str(tmp_path / "empty") in message
+    assert not (tmp_path / "run").exists()

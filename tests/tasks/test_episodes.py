@@ -1,0 +1,346 @@
+"""Episodes: the data says of which class and which example it is, so what was drawn can be read off."""
+
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+import fmeta
+from fmeta.core import fold
+from fmeta.tasks import class_data, episodes, sampler, select_classes
+
+
+def coded(sizes):
+    """Classes of these sizes whose examples are (class, index in the class)."""
+    classes = {
+        f"class{c}": torch.stack([torch.full((size,), float(c)), torch.arange(float(size))], 1)
+        for c, size in enumerate(sizes)
+    }
+    return class_data(classes)
+
+
+def turned_images(classes, size=6, dtype=torch.float32, channels=1):
+    """Images whose four quarter turns all differ: 100 · class + example in the corner, 0..side²-1 elsewhere."""
+    pattern = torch.arange(16.0).reshape(4, 4) / 16
+    return class_data(
+        {
+            f"class{c}": torch.stack([100.0 * c + e + pattern.expand(channels, 4, 4) for e in range(size)]).to(dtype)
+            for c in range(classes)
+        }
+    )
+
+
+def read(image):
+    """(class, example, quarter turns) of an image [channel, 4, 4] of `turned_images`."""
+    number = int(image.min())
+    pattern = torch.arange(16.0).reshape(4, 4) / 16
+    turns = [k for k in range(4) if torch.equal(image, (number + pattern).expand_as(image).rot90(k, (-2, -1)))]
+    assert len(turns) == 1
+    return number // 100, number % 100, turns[0]
+
+
+def split_tasks(tasks):
+    """The tasks of a batch, one by one."""
+    return [tree_map(lambda t, i=i: t[i], tasks) for i in range(len(tasks.key))]
+
+
+def chi_square(values, cells):
+    counts = torch.bincount(torch.as_tensor(values).reshape(-1), minlength=cells).double()
+    assert len(counts) == cells
+    return ((counts - counts.mean()) ** 2 / counts.mean()).sum().item()
+
+
+# --- what an episode is
+
+
+def test_shapes_labels_and_counts():
+    """[task, ways·shots, ...] and [task, ways·query, ...]; each label K times, as int64."""
+    tasks = episodes(coded([9] * 12), ways=5, shots=2, query=4)(fmeta.key(0), 7)
+    assert tasks.support.x.shape == (7, 10, 2)
+    assert tasks.query.x.shape == (7, 20, 2)
+    assert tasks.support.y.dtype == tasks.query.y.dtype == torch.int64
+    for task in split_tasks(tasks):
+        assert torch.bincount(task.support.y).tolist() == [2] * 5
+        assert torch.bincount(task.query.y).tolist() == [4] * 5
+    assert tasks.key.shape == (7,)
+    assert tasks.key.unique().numel() == 7
+
+
+@pytest.mark.parametrize(("shots", "query"), [(1, 1), (1, 5), (3, 2), (5, 1)])
+def test_support_and_query_are_disjoint_and_of_the_same_classes(shots, query):
+    """A label means one class in support and query alike, no class has two labels, no example occurs twice."""
+    for task in split_tasks(episodes(coded([6] * 8), ways=4, shots=shots, query=query)(fmeta.key(1), 60)):
+        x, y = torch.cat([task.support.x, task.query.x]), torch.cat([task.support.y, task.query.y])
+        meaning = {label: set(x[y == label, 0].tolist()) for label in range(4)}
+        assert all(len(classes) == 1 for classes in meaning.values())
+        assert len(set.union(*meaning.values())) == 4
+        assert len({tuple(example) for example in x.tolist()}) == 4 * (shots + query)
+
+
+def test_all_classes_and_all_examples_can_be_asked_for():
+    """At the limit the episode is the whole data, in another order."""
+    task = split_tasks(episodes(coded([5] * 4), ways=4, shots=2, query=3)(fmeta.key(2), 1))[0]
+    seen = sorted(map(tuple, torch.cat([task.support.x, task.query.x]).tolist()))
+    assert seen == sorted(itertools.product([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0]))
+
+
+def test_one_way_one_shot():
+    """The smallest episode there is."""
+    task = split_tasks(episodes(coded([2]), ways=1, shots=1, query=1)(fmeta.key(3), 1))[0]
+    assert task.support.y.tolist() == task.query.y.tolist() == [0]
+    assert {task.support.x[0, 1].item(), task.query.x[0, 1].item()} == {0.0, 1.0}
+
+
+def test_unequal_classes_are_never_read_beyond_their_end():
+    """Each class gives its own examples only, all of them, and equally often."""
+    sizes = [3, 17, 4, 9]
+    tasks = episodes(coded(sizes), ways=3, shots=1, query=2)(fmeta.key(4), 3000)
+    x = torch.cat([tasks.support.x, tasks.query.x], 1)
+    y = torch.cat([tasks.support.y, tasks.query.y], 1)
+    # 99.99 % points of chi-square (scipy.stats.chi2.ppf(1 - 1e-4, size - 1))
+    for c, (size, point) in enumerate(zip(sizes, (18.42, 45.92, 21.11, 31.83), strict=True)):
+        index = x[x[..., 0] == c][:, 1].long()
+        assert index.max() == size - 1
+        # without replacement the counts vary less than independent draws would: the point is a bound
+        assert chi_square(index, size) < point
+    for task_x, task_y in zip(x, y, strict=True):
+        assert all(task_x[task_y == label, 0].unique().numel() == 1 for label in range(3))
+
+
+def test_classes_of_a_selection_are_its_own():
+    """A selection shares the rows: only chosen classes occur, each with its own name, size and start."""
+    data = select_classes(coded([4, 5, 6, 7, 8]), torch.tensor([3, 1, 4]))
+    assert data.names == ("class3", "class1", "class4")
+    assert data.size.tolist() == [7, 5, 8]
+    assert data.examples.shape[0] == 30
+    x = episodes(data, ways=2, shots=1, query=4)(fmeta.key(5), 300).query.x
+    assert x[..., 0].unique().tolist() == [1.0, 3.0, 4.0]
+    assert [int(x[x[..., 0] == c][:, 1].max()) for c in (1, 3, 4)] == [4, 6, 7]
+
+
+# --- randomness
+
+
+def test_every_class_gets_every_label():
+    """Class and label are independent: the 20 pairs of 5 classes and 4 labels occur equally often."""
+    tasks = episodes(coded([2] * 5), ways=4, shots=1, query=1)(fmeta.key(6), 5000)
+    pairs = tasks.support.x[..., 0].long() * 4 + tasks.support.y
+    assert chi_square(pairs, 20) < 50.80  # scipy.stats.chi2.ppf(1 - 1e-4, 19); drawn without replacement: a bound
+
+
+def test_order_of_labels_is_shuffled_apart_for_support_and_query():
+    """All 36 pairs of orders of three labels occur equally often: the place in a task gives nothing away."""
+    tasks = episodes(coded([2] * 5), ways=3, shots=1, query=1)(fmeta.key(7), 7200)
+    names = {order: i for i, order in enumerate(itertools.permutations(range(3)))}
+    first, second = ([names[tuple(o)] for o in y.tolist()] for y in (tasks.support.y, tasks.query.y))
+    pairs = torch.tensor(first) * 6 + torch.tensor(second)
+    assert chi_square(pairs, 36) < 74.93  # scipy.stats.chi2.ppf(1 - 1e-4, 35)
+
+
+def test_sets_of_classes_are_uniform():
+    """Two of five classes: the ten pairs occur equally often."""
+    tasks = episodes(coded([2] * 5), ways=2, shots=1, query=1)(fmeta.key(8), 5000)
+    names = {pair: i for i, pair in enumerate(itertools.combinations(range(5), 2))}
+    drawn = [names[tuple(sorted(map(int, row)))] for row in tasks.support.x[..., 0].tolist()]
+    assert chi_square(drawn, 10) < 33.72  # scipy.stats.chi2.ppf(1 - 1e-4, 9)
+
+
+def test_same_key_same_episode():
+    """Episodes are a function of the key: again the same, with another key others."""
+    draw = episodes(coded([6] * 30), ways=5, shots=2, query=2)
+    first, again, other = (tree_leaves(draw(fmeta.key(seed), 4)) for seed in (9, 9, 10))
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_element_of_a_batch_is_what_its_key_draws_alone(rotate):
+    """Task i is `one(split(key, count)[i])`, without vmap and in a batch of any size."""
+    draw = episodes(turned_images(6), ways=3, shots=1, query=2, rotate=rotate)
+    one = inspect.getclosurevars(draw).nonlocals["one"]
+    batch, few = draw(fmeta.key(11), 5), draw(fmeta.key(11), 2)
+    for i, (task, task_key) in enumerate(zip(split_tasks(batch), fmeta.split(fmeta.key(11), 5), strict=True)):
+        assert all(torch.equal(a, b) for a, b in zip(tree_leaves(task), tree_leaves(one(task_key)), strict=True)), i
+    assert all(torch.equal(a[:2], b) for a, b in zip(tree_leaves(batch), tree_leaves(few), strict=True))
+
+
+def test_sampler_gives_each_task_its_own_key():
+    """Any function that draws one task makes a source."""
+
+    def one(key):
+        return fmeta.Task(fmeta.Examples(key[None], key[None] + 1), fmeta.Examples(key[None], key[None]), fold(key, 1))
+
+    keys = fmeta.split(fmeta.key(12), 4)
+    tasks = sampler(one)(fmeta.key(12), 4)
+    assert torch.equal(tasks.support.x, keys[:, None])
+    assert torch.equal(tasks.support.y, keys[:, None] + 1)
+    assert torch.equal(tasks.key, fold(keys, torch.ones((), dtype=torch.int64)))
+
+
+# --- images
+
+
+def test_uint8_images_become_floats_from_0_to_1():
+    """0 is 0 and 255 is 1, as float32; the data stays uint8."""
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
+    data = class_data({"only": images})
+    assert data.examples.dtype == torch.uint8
+    task = split_tasks(episodes(data, ways=1, shots=1, query=2)(fmeta.key(0), 1))[0]
+    x = torch.cat([task.support.x, task.query.x])
+    assert x.dtype == torch.float32
+    assert sorted(x[:, 0, 0, 0].tolist()) == pytest.approx([0.0, 0.2, 1.0], abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16])
+def test_other_dtypes_stay_as_they_are(dtype):
+    """Only uint8 stands for 0..1: token ids and float64 features pass through."""
+    data = class_data({"a": torch.arange(3).to(dtype)[:, None], "b": torch.arange(3, 6).to(dtype)[:, None]})
+    task = split_tasks(episodes(data, ways=2, shots=1, query=2)(fmeta.key(0), 1))[0]
+    assert task.query.x.dtype == dtype
+    assert sorted(torch.cat([task.support.x, task.query.x])[:, 0].tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_class_of_a_task_has_one_turn(channels):
+    """Support and query of a class share a true torch.rot90; all four turns occur equally often."""
+    tasks = episodes(turned_images(6, channels=channels), ways=3, shots=2, query=2, rotate=True)(fmeta.key(13), 200)
+    drawn = []
+    for task in split_tasks(tasks):
+        x, y = torch.cat([task.support.x, task.query.x]), torch.cat([task.support.y, task.query.y])
+        for label in range(3):
+            seen = [read(image) for image in x[y == label]]
+            assert len({(c, turns) for c, _, turns in seen}) == 1
+            assert len({example for _, example, _ in seen}) == 4
+            drawn.append(seen[0][2])
+    assert chi_square(drawn, 4) < 21.11  # scipy.stats.chi2.ppf(1 - 1e-4, 3)
+
+
+def test_turns_of_a_task_are_independent():
+    """Two classes of one task: the sixteen pairs of turns occur equally often."""
+    tasks = episodes(turned_images(2, size=2), ways=2, shots=1, query=1, rotate=True)(fmeta.key(14), 800)
+    pairs = []
+    for task in split_tasks(tasks):
+        turn = {int(label): read(image)[2] for image, label in zip(task.support.x, task.support.y, strict=True)}
+        pairs.append(turn[0] * 4 + turn[1])
+    assert chi_square(pairs, 16) < 44.26  # scipy.stats.chi2.ppf(1 - 1e-4, 15)
+
+
+def test_a_class_keeps_its_own_turns():
+    """`ClassData.turns` makes a rotated character a class of its own, without `rotate`."""
+    data = turned_images(4)._replace(turns=torch.tensor([0, 1, 2, 3]))
+    tasks = episodes(data, ways=3, shots=1, query=2)(fmeta.key(15), 50)
+    seen = {read(image)[::2] for image in torch.cat([tasks.support.x, tasks.query.x], 1).reshape(-1, 1, 4, 4)}
+    assert seen == {(0, 0), (1, 1), (2, 2), (3, 3)}
+
+
+def test_rotate_turns_on_from_the_turns_of_a_class():
+    """Both together still give quarter turns: all sixteen pairs of class and turn."""
+    data = turned_images(4)._replace(turns=torch.tensor([0, 1, 2, 3]))
+    tasks = episodes(data, ways=3, shots=1, query=2, rotate=True)(fmeta.key(16), 100)
+    seen = {read(image)[::2] for image in tasks.support.x.reshape(-1, 1, 4, 4)}
+    assert seen == set(itertools.product(range(4), range(4)))
+
+
+def test_without_rotate_images_stand_upright():
+    """No turn where none was asked for."""
+    tasks = episodes(turned_images(4), ways=3, shots=1, query=2)(fmeta.key(17), 30)
+    assert {read(image)[2] for image in tasks.query.x.reshape(-1, 1, 4, 4)} == {0}
+
+
+def test_turned_uint8_images_become_floats():
+    """Both conversions together, as on Omniglot."""
+    data = class_data({"a": torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 30})
+    x = episodes(data, ways=1, shots=1, query=1, rotate=True)(fmeta.key(18), 20).support.x
+    expected = [data.examples[e].rot90(k, (-2, -1)).float() / 255 for e in range(2) for k in range(4)]
+    assert all(any(torch.equal(image[0], e) for e in expected) for image in x)
+    assert x.unique(dim=0).shape[0] > 4
+
+
+# --- class_data
+
+
+def test_class_data_lays_classes_end_to_end():
+    """Starts, sizes, names and turns of classes of unequal sizes."""
+    data = coded([2, 3, 1])
+    assert data.start.tolist() == [0, 2, 5]
+    assert data.size.tolist() == [2, 3, 1]
+    assert data.turns.tolist() == [0, 0, 0]
+    assert data.names == ("class0", "class1", "class2")
+    assert data.examples.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2], [2, 0]]
+    assert data.start.dtype == data.size.dtype == data.turns.dtype == torch.int64
+
+
+def test_class_data_moves_as_a_whole():
+    """`to` moves every tensor and keeps the names."""
+    moved = coded([2, 3]).to("meta")
+    assert {t.device.type for t in moved[:4]} == {"meta"}
+    assert moved.names == ("class0", "class1")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({}, "no classes"),
+        ({"full": torch.zeros(2, 3), "void": torch.zeros(0, 3)}, "'void' has no examples"),
+        ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)}, r"differ.*\(3,\).*\(4,\)"),
+        ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 3, dtype=torch.float64)}, r"differ.*float32.*float64"),
+    ],
+    ids=["no classes", "empty class", "mixed shapes", "mixed dtypes"],
+)
+def test_class_data_refuses(classes, message):
+    """What cannot be drawn from is refused when it is built, not when it is drawn."""
+    with pytest.raises(fmeta.InputError, match=rf"class_data: .*{message}"):
+        class_data(classes)
+
+
+# --- errors
+
+
+def test_more_ways_than_classes_is_an_error():
+    """The message names what was asked for and what there is."""
+    with pytest.raises(fmeta.InputError, match=r"episodes\(ways=4\): the data has 3 classes; expected ways <= 3"):
+        episodes(coded([5] * 3), ways=4, shots=1, query=1)
+
+
+def test_a_class_with_too_few_examples_is_named():
+    """Of many classes the one that does not suffice is named, with its size."""
+    with pytest.raises(fmeta.InputError, match=r"class 'class2' has 3 examples; expected at least shots \+ query = 4"):
+        episodes(coded([5, 6, 3, 9]), ways=2, shots=1, query=3)
+    episodes(coded([5, 6, 4, 9]), ways=2, shots=1, query=3)  # exactly enough
+
+
+@pytest.mark.parametrize("size", [{"ways": 0}, {"ways": -1}, {"shots": 0}, {"query": 0}])
+def test_sizes_below_one_are_errors(size):
+    """The message names the argument and what came."""
+    (name, value) = next(iter(size.items()))
+    with pytest.raises(fmeta.InputError, match=rf"episodes\({name}={value}\): expected at least 1"):
+        episodes(coded([5] * 3), **({"ways": 2, "shots": 1, "query": 1} | size))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 4), (1, 4, 5), (1, 1, 4, 4)])
+def test_rotating_anything_but_square_images_is_an_error(shape):
+    """Neither vectors nor oblong images can be turned; the message shows the shape."""
+    data = class_data({"a": torch.zeros(3, *shape)})
+    with pytest.raises(fmeta.InputError, match=r"rotate=True.*expected square images") as caught:
+        episodes(data, ways=1, shots=1, query=1, rotate=True)
+    assert str(list(shape)) in str(caught.value)
+    episodes(data, ways=1, shots=1, query=1)  # fine as they are
+
+
+def test_turns_of_anything_but_square_images_are_an_error():
+    """The same for turns that come with the classes."""
+    data = coded([3, 3])._replace(turns=torch.tensor([0, 1]))
+    with pytest.raises(fmeta.InputError, match="expected square images"):
+        episodes(data, ways=1, shots=1, query=1)
+
+
+def test_expected_accuracy_of_guessing_by_position_is_chance():
+    """A learner that answers with its place in the query set is right once in `ways`: no order leaks."""
+    ways, query, count = 5, 3, 2000
+    y = episodes(coded([6] * 9), ways=ways, shots=1, query=query)(fmeta.key(19), count).query.y
+    by_place = (torch.arange(ways * query) // query == y).double().mean()
+    assert abs(by_place - 1 / ways) < 4 * math.sqrt(0.16 / (count * ways * query))

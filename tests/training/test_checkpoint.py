@@ -1,0 +1,228 @@
+"""Checkpoints: every bit comes back, nothing is pickled, a crash costs nothing older, and damage is named."""
+
+import hashlib
+import json
+import os
+import re
+import struct
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+
+import fmeta
+from fmeta.core import key
+from fmeta.core._tree import named_leaves
+from fmeta.training import checkpoints, load_checkpoint, save_checkpoint
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+def state_of(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 5e-324, 1e308], dtype=torch.float64)
+    return {
+        "params": {
+            "hidden1.weight": torch.randn(3, 2, generator=generator),
+            "bias": torch.randn(3, generator=generator).double(),
+        },
+        "nested": (Pair(odd, [torch.tensor(7), torch.tensor(2**62 + 1)]), ({"deep": torch.arange(4)},), ()),
+        "transposed": torch.randn(4, 3, generator=generator).T,
+        "half": torch.randn(5, generator=generator).bfloat16(),
+        "none": torch.zeros(0, 3),
+    }
+
+
+def _bits(tree):
+    return [(leaf.dtype, tuple(leaf.shape), bytes(leaf.contiguous().untyped_storage())) for leaf in tree_leaves(tree)]
+
+
+def _train_state(width=4, seed=0, outer=None):
+    model = fmeta.models.mlp([1, width, 1])
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    return fmeta.trainer(learner, outer or fmeta.adam(1e-3)).init(key(seed))
+
+
+def test_round_trip_gives_every_bit_dtype_and_the_nesting_back(tmp_path):
+    state = state_of()
+    path = save_checkpoint(tmp_path, state, 12)
+    back = load_checkpoint(path, tree_map(torch.zeros_like, state))
+    assert _bits(back) == _bits(state)
+    assert tree_structure(back) == tree_structure(state)
+    assert isinstance(back["nested"][0], Pair)
+
+
+def test_round_trip_of_a_training_state(tmp_path):
+    state, other = _train_state(seed=1), _train_state(seed=2)
+    assert _bits(state) != _bits(other)
+    back = load_checkpoint(save_checkpoint(tmp_path, state, 0), other)
+    assert _bits(back) == _bits(state)
+    assert isinstance(back, fmeta.TrainState)
+
+
+def test_load_leaves_the_state_it_is_shaped_like_alone(tmp_path):
+    like = _train_state(seed=2)
+    before = _bits(like)
+    load_checkpoint(save_checkpoint(tmp_path, _train_state(seed=1), 0), like)
+    assert _bits(like) == before
+
+
+@pytest.mark.parametrize("overlap", ["rows", "slice", "twice"])
+def test_leaves_that_share_memory_are_saved_too(tmp_path, overlap):
+    """A learner may start two parameters from one tensor; Ctrl-C before the first step saves them as they are."""
+    base = torch.arange(6.0).reshape(2, 3)
+    other = {"rows": base[1], "slice": base[0, :2], "twice": base[0]}[overlap]
+    state = {"a": base[0], "b": other}
+    back = load_checkpoint(save_checkpoint(tmp_path, state, 0), tree_map(torch.zeros_like, state))
+    assert torch.equal(back["a"], state["a"])
+    assert torch.equal(back["b"], state["b"])
+
+
+def test_a_checkpoint_is_one_safetensors_and_one_json_file_and_nothing_is_pickled(tmp_path):
+    path = save_checkpoint(tmp_path, state_of(), 3, validation=0.5)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["checkpoint.json", "state.safetensors"]
+    facts = json.loads((path / "checkpoint.json").read_text())
+    assert (facts["step"], facts["validation"], len(facts["sha256"])) == (3, 0.5, 64)
+    content = (path / "state.safetensors").read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])  # the format: a length, a JSON header, raw numbers
+    assert "params.hidden1.weight" in header
+    assert header["nested.0.right.1"]["dtype"] == "I64"
+    assert max(h["data_offsets"][1] for h in header.values()) == len(content) - 8 - length
+
+
+def test_checkpoints_are_listed_oldest_first_with_their_facts(tmp_path):
+    for step in (30, 4, 100):
+        save_checkpoint(tmp_path, state_of(), step, validation=float(step))
+    assert [(s, facts["validation"]) for s, facts in checkpoints(tmp_path)] == [(4, 4.0), (30, 30.0), (100, 100.0)]
+    assert checkpoints(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(("function", "call"), [("rename", 1), ("fsync", 1), ("fsync", 2)])
+def test_a_crash_while_writing_leaves_older_checkpoints_and_no_half_one(tmp_path, monkeypatch, function, call):
+    """call: the write breaks off at the publishing rename, at the tensors, or at the facts."""
+    old = state_of(1)
+    path = save_checkpoint(tmp_path, old, 1)
+    real, calls = getattr(os, function), []
+
+    def breaks(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise OSError("no space left")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, function, breaks)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(tmp_path, state_of(2), 2)
+    monkeypatch.undo()
+    assert [step for step, _ in checkpoints(tmp_path)] == [1]
+    assert _bits(load_checkpoint(path, old)) == _bits(old)
+    new = state_of(2)
+    again = save_checkpoint(tmp_path, new, 2)  # what the crash left is no obstacle
+    assert _bits(load_checkpoint(again, old)) == _bits(new)
+    assert [step for step, _ in checkpoints(tmp_path)] == [1, 2]
+
+
+def test_a_crash_while_the_same_step_is_saved_again_keeps_the_first_one(tmp_path, monkeypatch):
+    """Ctrl-C right after a save writes the same step once more; if that breaks off, the run must still be there."""
+    state = state_of()
+    save_checkpoint(tmp_path, state, 5)
+
+    def breaks(*args, **kwargs):
+        raise OSError("killed")
+
+    monkeypatch.setattr(os, "rename", breaks)
+    with pytest.raises(OSError, match="killed"):
+        save_checkpoint(tmp_path, state, 5)
+    monkeypatch.undo()
+    assert [step for step, _ in checkpoints(tmp_path)] == [5]
+    assert _bits(load_checkpoint(tmp_path / "00000005", state)) == _bits(state)
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    first, second = state_of(1), state_of(2)
+    save_checkpoint(tmp_path, first, 5, validation=1.0)
+    path = save_checkpoint(tmp_path, second, 5, validation=2.0)
+    assert _bits(load_checkpoint(path, first)) == _bits(second)
+    assert [facts["validation"] for _, facts in checkpoints(tmp_path)] == [2.0]
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "truncated tensors": lambda p: (p / "state.safetensors").write_bytes((p / "state.safetensors").read_bytes()[:-7]),
+    "empty tensors": lambda p: (p / "state.safetensors").write_bytes(b""),
+    "a flipped bit": lambda p: _flip(p / "state.safetensors"),
+    "no tensors": lambda p: (p / "state.safetensors").unlink(),
+    "no json": lambda p: (p / "checkpoint.json").unlink(),
+    "half a json": lambda p: (p / "checkpoint.json").write_text('{"step": 1, "sha'),
+    "bytes for json": lambda p: (p / "checkpoint.json").write_bytes(b"\xff\xfe\x00"),
+    "a json list": lambda p: (p / "checkpoint.json").write_text("[1]"),
+    "no checksum": lambda p: (p / "checkpoint.json").write_text('{"step": 1}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_an_input_error_with_the_path_and_the_cure(tmp_path, damage):
+    state = _train_state()
+    save_checkpoint(tmp_path, state, 1)
+    path = save_checkpoint(tmp_path, state, 2)
+    DAMAGE[damage](path)
+    with pytest.raises(fmeta.InputError) as caught:
+        load_checkpoint(path, state)
+    message = str(caught.value)
+    assert message.startswith(f"load_checkpoint({path}): damaged")
+    assert f"remove {path}" in message
+    assert _bits(load_checkpoint(tmp_path / "00000001", state)) == _bits(state)
+
+
+def test_a_damaged_file_whose_checksum_was_fitted_is_still_an_input_error(tmp_path):
+    state = _train_state()
+    path = save_checkpoint(tmp_path, state, 1)
+    (path / "state.safetensors").write_bytes(b"not a tensor in sight")
+    facts = {"step": 1, "sha256": hashlib.sha256(b"not a tensor in sight").hexdigest()}
+    (path / "checkpoint.json").write_text(json.dumps(facts))
+    with pytest.raises(fmeta.InputError, match="damaged"):
+        load_checkpoint(path, state)
+
+
+@pytest.mark.parametrize("damage", ["no json", "half a json", "bytes for json", "a json list"])
+def test_a_damaged_checkpoint_is_listed_with_no_facts(tmp_path, damage):
+    """`fit` and the command line look facts up in what is listed."""
+    path = save_checkpoint(tmp_path, state_of(), 1)
+    DAMAGE[damage](path)
+    assert checkpoints(tmp_path) == [(1, {})]
+
+
+def test_a_missing_checkpoint_is_an_input_error(tmp_path):
+    with pytest.raises(fmeta.InputError, match="00000009"):
+        load_checkpoint(tmp_path / "00000009", _train_state())
+
+
+OTHERS = {
+    "width": lambda: _train_state(width=6),
+    "dtype": lambda: tree_map(lambda t: t.double() if t.is_floating_point() else t, _train_state()),
+    "optimizer": lambda: _train_state(outer=fmeta.sgd(0.1)),
+    "structure": lambda: {"elsewhere": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_state_is_refused_by_a_tensor_that_differs(tmp_path, other):
+    saved, asked = _train_state(), OTHERS[other]()
+    path = save_checkpoint(tmp_path, saved, 1)
+    with pytest.raises(fmeta.InputError, match="same learner, model and optimizer") as caught:
+        load_checkpoint(path, asked)
+    assert str(caught.value).startswith(f"load_checkpoint({path}): ")
+    name = re.search(r"the first ([\w.]+)", str(caught.value)).group(1).rstrip(".")
+    one, two = (named_leaves(state).get(name) for state in (saved, asked))
+    assert one is not None or two is not None
+    assert one is None or two is None or (one.shape, one.dtype) != (two.shape, two.dtype)

@@ -1,0 +1,330 @@
+"""`fit`: it learns, keeps what it says, and a run is a function of its key, however often it was cut."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import fmeta
+from fmeta import Examples, Task
+from fmeta.core import fold, key, uniform
+from fmeta.training import _fit, checkpoints, load_checkpoint
+
+LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
+OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))
+SINUSOID = fmeta.tasks.sinusoid(shots=4, query=4)
+
+
+def train(run_dir=None, iterations=40, **changes):
+    given = {"key": key(3), "iterations": iterations, "meta_batch": 3, "log_every": 5, "save_every": 10}
+    given |= {"learner": LEARNER, "optimizer": OUTER, "sample": SINUSOID, "run_dir": run_dir}
+    given |= changes
+    return fmeta.fit(given.pop("learner"), given.pop("optimizer"), given.pop("sample"), **given)
+
+
+def same_bits(a, b):
+    return all(
+        u.dtype == v.dtype and bytes(u.contiguous().untyped_storage()) == bytes(v.contiguous().untyped_storage())
+        for u, v in zip(tree_leaves(a), tree_leaves(b), strict=True)
+    )
+
+
+def lines_of(run_dir):
+    """metrics.jsonl without the wall clock, the only entry that may differ between two runs."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.pop("seconds") >= 0 for line in lines)
+    return lines
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def steps_kept(run_dir):
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
+    return [step for step, _ in checkpoints(run_dir / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An uninterrupted run of 40 steps: its folder and final state."""
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, train(folder)
+
+
+def test_the_loss_on_fixed_tasks_goes_down():
+    tasks = SINUSOID(fold(key(5), 1), 50)
+    before = train(iterations=1, optimizer=fmeta.sgd(0.0))
+    after = train(iterations=60, optimizer=fmeta.adam(0.02))
+    losses = [fmeta.evaluate(LEARNER, state.meta, tasks).mean("loss")[0] for state in (before, after)]
+    assert losses[1] < 0.85 * losses[0]
+
+
+def test_the_state_does_not_depend_on_what_is_kept_or_logged(reference):
+    assert same_bits(train(log_every=7, save_every=13), reference[1])
+
+
+def test_the_run_depends_on_the_key():
+    assert not same_bits(train(iterations=2).meta, train(iterations=2, key=key(4)).meta)
+
+
+def test_metrics_have_a_line_at_every_log_every_save_and_the_end(tmp_path):
+    train(tmp_path, iterations=25, log_every=10, save_every=15)
+    assert [line["step"] for line in lines_of(tmp_path)] == [10, 15, 20, 25]
+
+
+def test_a_line_holds_the_means_since_the_line_before(tmp_path):
+    def error(prediction, y):
+        return (prediction - y).abs().mean(-1)
+
+    learner = fmeta.maml(
+        fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1, metrics={"absolute": error}
+    )
+    each, seen = [], []
+    train(iterations=12, learner=learner, log_every=1, progress=lambda step, values: each.append(values))
+    train(tmp_path, 12, learner=learner, log_every=4, progress=lambda step, values: seen.append((step, values)))
+    lines = lines_of(tmp_path)  # the checkpoint at 10 closes a window too
+    assert [line["step"] for line in lines] == [4, 8, 10, 12]
+    assert [{"step": step, **values} for step, values in seen] == lines
+    for line, (begin, end) in zip(lines, [(0, 4), (4, 8), (8, 10), (10, 12)], strict=True):
+        for name in ("loss", "absolute"):
+            mean = math.fsum(values[name] for values in each[begin:end]) / (end - begin)
+            assert line[name] == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
+    values = iter([3.0, 1.0, 2.0, 5.0])
+    train(tmp_path, validate=lambda meta: next(values))
+    found = checkpoints(tmp_path / "checkpoints")
+    assert [(step, facts["validation"]) for step, facts in found] == [(20, 1.0), (40, 5.0)]
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best(tmp_path):
+    values = iter([math.nan, 1.0, -math.inf, math.nan])
+    train(tmp_path, validate=lambda meta: next(values))
+    assert steps_kept(tmp_path) == [20, 40]
+
+
+def test_without_validation_only_the_last_checkpoint_is_kept(reference):
+    folder, state = reference
+    assert steps_kept(folder) == [40]
+    assert same_bits(load_checkpoint(folder / "checkpoints" / "00000040", state), state)
+
+
+def test_validation_sees_the_meta_parameters_it_is_recorded_with(tmp_path):
+    seen = []
+
+    def validate(meta):
+        seen.append({n: p.clone() for n, p in meta.items()})
+        return 1.0 - len(seen)
+
+    state = train(tmp_path, iterations=20, validate=validate)
+    assert len(seen) == 2
+    assert same_bits(seen[1], state.meta)
+    assert not same_bits(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("block", [100, 8], ids=["one block of batches", "a resume inside a block"])
+def test_resumed_at_20_a_run_ends_with_the_same_bits_and_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(_fit, "_BLOCK_STEPS", block)
+    whole = train(tmp_path / "whole")
+    half = train(tmp_path / "cut", iterations=20)
+    resumed = train(tmp_path / "cut", resume=True)
+    assert same_bits(resumed, whole)  # parameters, Adam's state, counts
+    assert not same_bits(half.meta, whole.meta)
+    assert int(resumed.step) == 40
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    files = [tmp_path / run / "checkpoints" / "00000040" / "state.safetensors" for run in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, reference):
+    train(tmp_path)
+    before = contents(tmp_path)
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert contents(tmp_path) == before
+
+
+def test_resume_in_a_new_folder_starts_from_the_beginning(tmp_path, reference):
+    assert same_bits(train(tmp_path / "new", resume=True), reference[1])
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ['{"step": 25, "loss": 9.0, "seconds": 1.0}\n', '{"step": 25, "loss": 9.0, "seconds": 1.0}\n{"step": 3', "\0"],
+)
+def test_lines_newer_than_the_checkpoint_and_half_lines_are_cut_off(tmp_path, reference, tail):
+    """What a run killed between two checkpoints leaves."""
+    train(tmp_path, iterations=20)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(tail)
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert lines_of(tmp_path) == lines_of(reference[0])
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path, reference):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 9.0, "seconds": 1.0}\n')
+    (tmp_path / "checkpoints" / "00000010.tmp").mkdir(parents=True)
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert lines_of(tmp_path) == lines_of(reference[0])
+    assert steps_kept(tmp_path) == [40]
+
+
+@pytest.mark.parametrize("left", ["whole run", "metrics only", "checkpoints only"])
+def test_a_folder_with_a_run_is_refused_and_left_as_it_was(tmp_path, left):
+    if left == "metrics only":
+        (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0, "seconds": 1.0}\n')
+    else:
+        train(tmp_path, iterations=10)
+    if left == "checkpoints only":
+        (tmp_path / "metrics.jsonl").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(fmeta.InputError, match=r"fit\(run_dir=.*already holds a run.*resume=True"):
+        train(tmp_path, iterations=20)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_last_checkpoint_is_named_and_its_cure_works(tmp_path, reference):
+    values = iter([1.0, 2.0])
+    train(tmp_path, iterations=20, validate=lambda meta: next(values))
+    last = tmp_path / "checkpoints" / "00000020"
+    (last / "state.safetensors").write_bytes(b"")
+    with pytest.raises(fmeta.InputError) as caught:
+        train(tmp_path, resume=True)
+    assert f"remove {last} to fall back" in str(caught.value)
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+
+
+def test_another_learner_cannot_go_on_with_the_run(tmp_path):
+    train(tmp_path, iterations=10)
+    before = contents(tmp_path)
+    wider = fmeta.maml(fmeta.models.mlp([1, 9, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
+    with pytest.raises(fmeta.InputError, match=r"load_checkpoint.*the first (meta|opt_state)\."):
+        train(tmp_path, resume=True, learner=wider)
+    assert contents(tmp_path) == before
+
+
+def interrupt_at(wanted):
+    def progress(step, values):
+        if step == wanted:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("step", [5, 15, 20])
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_ends_with_the_same_bits(tmp_path, reference, step):
+    """20 is also a step at which a checkpoint is due."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, progress=interrupt_at(step))
+    assert steps_kept(tmp_path)[-1] == step
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+
+
+def test_ctrl_c_at_a_log_costs_no_line_of_metrics(tmp_path, reference):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, progress=interrupt_at(15))
+    train(tmp_path, resume=True)
+    assert lines_of(tmp_path) == lines_of(reference[0])
+
+
+def test_ctrl_c_between_two_logs_leaves_the_step_it_had_reached(tmp_path, reference):
+    """Here it strikes while a batch is drawn: the blocks are 8 steps long, so the third one begins at step 16."""
+    calls = []
+
+    def sample(k, count):
+        calls.append(count)
+        if len(calls) == 4:  # one call measures the size of a batch
+            raise KeyboardInterrupt
+        return SINUSOID(k, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_fit, "_BLOCK_STEPS", 8)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, sample=sample)
+        assert steps_kept(tmp_path) == [16]
+        resumed = train(tmp_path, resume=True)
+        assert same_bits(resumed, train())
+
+
+BLOWS_UP = fmeta.sgd(1e30)  # after the first update the loss overflows float32
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_a_non_finite_loss_stops_the_run_and_the_state_before_it_is_kept(tmp_path, log_every):
+    with pytest.raises(
+        fmeta.NonFiniteError, match=r"fit\(maml\): .*not finite at step 1;.*withheld.*lower the"
+    ) as caught:
+        train(tmp_path, iterations=10, optimizer=BLOWS_UP, log_every=log_every)
+    assert str(tmp_path / "checkpoints") in str(caught.value)
+    assert steps_kept(tmp_path) == [1]
+    expected = train(iterations=1, optimizer=BLOWS_UP)
+    kept = load_checkpoint(tmp_path / "checkpoints" / "00000001", expected)
+    assert same_bits(kept, expected)
+    assert all(bool(leaf.isfinite().all()) for leaf in tree_leaves(kept))
+    metrics = tmp_path / "metrics.jsonl"
+    assert all(math.isfinite(json.loads(line)["loss"]) for line in metrics.read_text().splitlines())
+
+
+def test_a_non_finite_loss_without_a_run_folder_says_how_to_keep_states():
+    with pytest.raises(fmeta.NonFiniteError, match=r"step 1;.*run_dir"):
+        train(iterations=10, optimizer=BLOWS_UP)
+
+
+def test_resumed_with_another_rate_a_run_that_blew_up_goes_on(tmp_path):
+    with pytest.raises(fmeta.NonFiniteError, match="step 0"):
+        train(tmp_path, learner=_steep(1e30), optimizer=fmeta.adam(0.01))
+    state = train(tmp_path, iterations=4, optimizer=fmeta.adam(0.01), resume=True)
+    assert (int(state.step), int(state.bad)) == (4, -1)
+
+
+def _steep(rate):
+    return fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(rate), steps=2)
+
+
+def test_a_non_finite_step_right_after_a_checkpoint_does_not_erase_its_validation(tmp_path):
+    """The kept state is the one of the checkpoint: written again, it must not lose that it is the best."""
+    with pytest.raises(fmeta.NonFiniteError):
+        train(tmp_path, optimizer=BLOWS_UP, log_every=1, save_every=1, validate=lambda meta: 0.5)
+    assert [(step, f["validation"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, 0.5)]
+
+
+def test_labels_out_of_range_are_reported_by_name_before_anything_is_trained(tmp_path):
+    learner = fmeta.maml(fmeta.models.mlp([2, 3]), fmeta.cross_entropy, optimizer=fmeta.sgd(0.1), steps=1)
+
+    def sample(k, count):
+        x = uniform(k, (count, 6, 2))
+        y = (torch.arange(6) % 4).expand(count, 6)  # four classes for three outputs
+        return Task(Examples(x, y), Examples(x, y))
+
+    with pytest.raises(fmeta.InputError, match=r"cross_entropy: labels run from 0 to 3; expected 0 to 2"):
+        train(tmp_path, learner=learner, sample=sample)
+    assert steps_kept(tmp_path) == []
+
+
+def test_tasks_without_a_task_axis_are_reported_by_name():
+    def sample(k, count):
+        x = uniform(k, (6, 1))
+        return Task(Examples(x, x[:, 0]), Examples(x, x[:, 0]))
+
+    with pytest.raises(fmeta.InputError, match=r"fit: tasks\.support\.y .*task axis"):
+        train(sample=sample)
+
+
+@pytest.mark.parametrize("name", ["iterations", "meta_batch", "log_every", "save_every"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_counts_below_one_are_refused_before_a_folder_is_made(tmp_path, name, value):
+    with pytest.raises(fmeta.InputError, match=rf"fit\({name}={value}\): expected at least 1"):
+        train(tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_scope_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(fmeta.InputError, match=r"scope='hole'.*did you mean 'whole'"):
+        train(tmp_path / "run", scope="hole")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,132 @@
+"""Runs that are killed with SIGKILL: resumed, they end with the same bits as a run that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fmeta.cli import main
+
+N = 160
+SMALL = ["--iterations", str(N), "--save-every", "20", "--log-every", "10", "--hidden", "8", "8", "--meta-batch", "4"]
+SMALL += ["--eval-tasks", "10", "--eval-steps", "0", "1"]
+
+if os.name != "posix":
+    pytest.skip("needs SIGKILL", allow_module_level=True)
+
+
+def _environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _fmeta(*arguments, code=None):
+    command = [sys.executable, "-m", "fmeta"] if code is None else [sys.executable, "-c", code]
+    return subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
+    )
+
+
+def _finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def _steps(run):
+    return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def _lines(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def _assert_same(one, two):
+    states = [run / "checkpoints" / f"{N:08d}" / "state.safetensors" for run in (one, two)]
+    assert states[0].read_bytes() == states[1].read_bytes()
+    assert _lines(one) == _lines(two)
+    assert [line["step"] for line in _lines(one)] == list(range(10, N + 1, 10))
+    assert (one / "evaluation.json").read_text() == (two / "evaluation.json").read_text()
+
+
+def _kill_past(process, run, step):
+    deadline = time.monotonic() + 200
+    while max(_steps(run), default=0) <= step:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert max(_steps(run)) < N
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "B"
+    assert main(["train", *SMALL, "--compile", "none", "--run-dir", str(run)]) == 0
+    return run
+
+
+def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(tmp_path, undisturbed):
+    run = tmp_path / "A"
+    _kill_past(_fmeta("train", *SMALL, "--compile", "none", "--run-dir", str(run)), run, 40)
+    _finish(_fmeta("train", "--resume", "--run-dir", str(run)))
+    _assert_same(run, undisturbed)
+
+
+KILLER = """
+import os, shutil, signal, sys
+from fmeta.cli import main
+from fmeta.training import _checkpoint
+
+target, name, wanted = {where}, {name!r}, {wanted}
+real, calls = getattr(target, name), []
+
+def killed(path, *rest, **more):
+    if "000000" in str(path):
+        calls.append(path)
+        if len(calls) == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, *rest, **more)
+
+setattr(target, name, killed)
+main(sys.argv[1:])
+"""
+MOMENTS = {
+    "before the tensors": ("_checkpoint", "_write", 5),
+    "between tensors and facts": ("_checkpoint", "_write", 6),
+    "before the new checkpoint is published": ("os", "rename", 3),
+    "before an old one is removed": ("_checkpoint.shutil", "rmtree", 5),
+}
+
+
+QUICK = ("between tensors and facts", "before an old one is removed")
+
+
+@pytest.mark.parametrize("moment", [m if m in QUICK else pytest.param(m, marks=pytest.mark.thorough) for m in MOMENTS])
+def test_killed_in_the_middle_of_saving_and_resumed_a_run_ends_with_the_same_bits(tmp_path, undisturbed, moment):
+    where, name, wanted = MOMENTS[moment]
+    run = tmp_path / "A"
+    code = KILLER.format(where=where, name=name, wanted=wanted)
+    process = _fmeta("train", *SMALL, "--compile", "none", "--run-dir", str(run), code=code)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, output
+    assert 20 <= max(_steps(run)) <= 60
+    assert main(["train", "--resume", "--run-dir", str(run)]) == 0
+    _assert_same(run, undisturbed)
+    assert all(p.name.isdigit() for p in (run / "checkpoints").iterdir())  # nothing half written stays
+
+
+@pytest.mark.thorough
+def test_killed_while_compiled_and_resumed_a_run_ends_with_the_same_bits(tmp_path):
+    whole, run = tmp_path / "B", tmp_path / "A"
+    _finish(_fmeta("train", *SMALL, "--compile", "whole", "--run-dir", str(whole)))
+    _kill_past(_fmeta("train", *SMALL, "--compile", "whole", "--run-dir", str(run)), run, 40)
+    _finish(_fmeta("train", "--resume", "--run-dir", str(run)))
+    assert json.loads((run / "recipe.json").read_text())["scope"] == "whole"
+    _assert_same(run, whole)

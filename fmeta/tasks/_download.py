@@ -28,9 +28,9 @@ def fetch(url: str, checksum: str, folder: Path, *, progress: bool = True) -> Pa
     """
     name = url.rsplit("/", 1)[-1]
     remote = pooch.create(path=folder, base_url="", registry={name: checksum}, urls={name: url}, retry_if_failed=2)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / f"{name}.lock"):  # the processes of one machine share the partial file
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):  # the processes of one machine share the partial file
             return Path(remote.fetch(name, downloader=_Resuming(folder / f"{name}.part", progress)))
     except (ValueError, OSError, requests.RequestException) as error:
         raise InputError(

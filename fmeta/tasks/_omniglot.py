@@ -170,11 +170,11 @@ def _rotated_classes(data: ClassData, split: Split, data_dir: str | Path | None)
     position = {n: i for i, n in enumerate(data.names)}
     pairs = [(character, turn) for character, _, turn in (line.rpartition("/rot") for line in lines)]
     strange = [f"{c}/rot{t}" for c, t in pairs if c not in position or t not in ("000", "090", "180", "270")]
-    if strange or len(set(pairs)) != expected:
+    if strange or not len(pairs) == len(set(pairs)) == expected:
         what = f", one of them {strange[0]!r}" if strange else ""
         raise InputError(
-            f"omniglot(protocol='vinyals'): {path} has {len(set(pairs))} classes{what}; "
-            f"expected {expected} lines alphabet/character/rotNNN; download it again"
+            f"omniglot(protocol='vinyals'): {path} has {len(pairs)} lines{what}; "
+            f"expected {expected} different lines alphabet/character/rotNNN; download it again"
         )
     chosen = select_classes(data, torch.tensor([position[c] for c, _ in pairs]))
     return chosen._replace(turns=torch.tensor([int(t) // 90 for _, t in pairs]), names=tuple(lines))

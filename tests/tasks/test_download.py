@@ -5,6 +5,7 @@ import http.server
 import socket
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pooch
 import pytest
@@ -90,7 +91,7 @@ def test_downloads_into_a_new_folder(server, tmp_path):
     assert path == tmp_path / "a" / "b" / "drawings.bin"
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None]
-    assert [p.name for p in path.parent.iterdir()] == ["drawings.bin"]
+    assert [p.name for p in path.parent.iterdir() if p.suffix != ".lock"] == ["drawings.bin"]
 
 
 def test_asks_for_the_file_as_it_is(server, tmp_path):
@@ -201,7 +202,7 @@ def test_wrong_bytes_always_are_an_error(server, tmp_path):
     assert CHECKSUM in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert len(server.ranges) == 3
-    assert list(tmp_path.iterdir()) == []
+    assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
 
 
 def test_wrong_checksum_is_an_error(server, tmp_path):
@@ -251,3 +252,11 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("FMETA_CACHE")
     assert cache_folder() == system
     assert system.name == "fmeta"
+
+
+def test_processes_that_fetch_at_once_all_get_the_file(server, tmp_path):
+    """They share one partial file: without a lock the first rename pulls it away from the others."""
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: get(server, tmp_path), range(4)))
+    assert all(path.read_bytes() == CONTENT for path in paths)
+    assert len(server.ranges) == 1

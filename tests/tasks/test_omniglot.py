@@ -461,14 +461,15 @@ def test_list_of_classes(listed):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda lines: ["Klingon/c01/rot000", *lines[1:]], r"has 8 classes, one of them 'Klingon/c01/rot000'"),
-        (lambda lines: [*lines[:-1], "Cc/c01/rot045"], r"has 8 classes, one of them 'Cc/c01/rot045'"),
-        (lambda lines: [*lines[:-1], "Cc/c01"], r"has 8 classes, one of them"),
-        (lambda lines: lines[:-1], r"has 7 classes; expected 8 lines"),
-        (lambda lines: [*lines, lines[0]], r"has 9 classes; expected 8 lines"),
-        (lambda lines: [], r"has 0 classes; expected 8 lines"),
+        (lambda lines: ["Klingon/c01/rot000", *lines[1:]], r"has 8 lines, one of them 'Klingon/c01/rot000'"),
+        (lambda lines: [*lines[:-1], "Cc/c01/rot045"], r"has 8 lines, one of them 'Cc/c01/rot045'"),
+        (lambda lines: [*lines[:-1], "Cc/c01"], r"has 8 lines, one of them"),
+        (lambda lines: lines[:-1], r"has 7 lines; expected 8 different lines"),
+        (lambda lines: [*lines, lines[0]], r"has 9 lines; expected 8 different lines"),
+        (lambda lines: [*lines[:-1], lines[0]], r"has 8 lines; expected 8 different lines"),
+        (lambda lines: [], r"has 0 lines; expected 8 different lines"),
     ],
-    ids=["unknown character", "unknown turn", "no turn", "too few lines", "too many lines", "empty"],
+    ids=["unknown character", "unknown turn", "no turn", "too few lines", "too many lines", "one twice", "empty"],
 )
 def test_damaged_list(listed, damage, message):
     """The message names the file, an example of what is strange, and what was expected."""

@@ -102,7 +102,7 @@ def _train(arguments: list[str]) -> None:
     else:
         experiment = recipe.experiment()  # before the folder: bad choices leave none behind
         scope = resolve(recipe.compile, recipe.preferred_scope())
-        if scope == "none" and recipe.compile != "none":
+        if scope == "none" and recipe.compile != "none" and compiler_problem():
             _say(f"running eager: {compiler_problem()}")
         run = create_run(recipe, scope, options.run_dir)
     recipe = run.recipe

@@ -117,8 +117,9 @@ class Recipe:
 
     def preferred_scope(self) -> Scope:
         """One graph compiles in a time that grows with the inner steps; stages do not, but need a recursion."""
-        replays = self.gradient in ("adjoint", "truncated", "first_order")
-        return "step" if replays and self.inner_steps > 5 else "whole"
+        if self.inner_steps <= 5:
+            return "whole"
+        return "step" if self.gradient in ("adjoint", "truncated", "first_order") else "none"
 
     # what a recipe of one domain decides
     def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
@@ -223,6 +224,12 @@ class Omniglot(Recipe):
         if self.network == "conv2":
             return fmeta.models.conv2(self.ways)
         return fmeta.models.conv4(self.ways, form=self.network, width=self.width, norm=self.norm)
+
+    def preferred_scope(self) -> Scope:
+        """One graph of several unrolled convolutional steps compiles for many minutes."""
+        if self.inner_steps == 1:
+            return "whole"
+        return "step" if self.gradient in ("adjoint", "truncated", "first_order") else "none"
 
     def metric(self) -> str:
         return "accuracy"

@@ -8,9 +8,10 @@ from types import TracebackType
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fmeta.core import Learner, Task, Tree, trajectory
 from fmeta.core import _tree as tree
@@ -55,11 +56,11 @@ class Bar:
             self.console.print(f"{step}/{self.total}  {text}  {rate:.1f} it/s  {left:.0f} s left", highlight=False)
 
 
-def evaluation_table(result: Evaluation, metric: str) -> Table:
+def evaluation_table(result: Evaluation, metric: str) -> Group:
     percent = 100.0 if metric == "accuracy" else 1.0
     what = "query accuracy, %" if metric == "accuracy" else "query error"
     facts = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
-    table = Table(title=f"{what} on {facts}", title_justify="left")
+    table = Table()
     for column in ("adaptation steps", "mean", "95% interval", "median"):
         table.add_column(column, justify="right")
     digits = 2 if metric == "accuracy" else 4
@@ -67,60 +68,43 @@ def evaluation_table(result: Evaluation, metric: str) -> Table:
         step, mean, half, median = row
         figures = (percent * mean, percent * half, percent * median)
         table.add_row(str(step), f"{figures[0]:.{digits}f}", f"±{figures[1]:.{digits}f}", f"{figures[2]:.{digits}f}")
-    return table
+    return Group(Text(f"{what}: {facts}"), table)
 
 
-def report_table(report: GradientReport) -> Table:
-    table = Table(
-        title=f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}", title_justify="left"
-    )
+def report_table(report: GradientReport) -> Group:
+    table = Table()
     table.add_column("parameter")
     table.add_column("relative error", justify="right")
     table.add_column("remark")
     for name, error in report.relative_error.items():
         remark = "detached: the loss depends on it" if name in report.detached else ""
         table.add_row(name, f"{error:.1e}", "no gradient, no influence" if name in report.without_gradient else remark)
-    return table
+    return Group(Text(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}"), table)
 
 
 def plot_regression(path: Path, learner: Learner, meta: Tree, tasks: Task, steps: int) -> None:
     """The true curve, the support points, and the prediction before and after adaptation, for a few tasks."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    assert learner.inner is not None
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for i, axes in enumerate(figure.subplots(1, 3, sharey=True)):
+    shown = {"before adaptation": (0, ":", "grey"), "after 1 step": (1, "--", "tab:blue")}
+    if steps > 1:
+        shown[f"after {steps} steps"] = (steps, "-", "tab:red")
+    for i, axes in enumerate(figure.subplots(1, len(tasks.query.x), sharey=True)):
         task = tree.tree_map(lambda t, i=i: t[i], tasks)
-        assert learner.inner is not None
-        path_of = trajectory(learner.inner, steps)(meta, task.support, task.key)
+        fast = trajectory(learner.inner, steps)(meta, task.support, task.key)
         order = task.query.x[:, 0].argsort()
-        x = task.query.x[order]
-        axes.plot(x[:, 0].cpu(), task.query.y[order][:, 0].cpu(), color="black", label="true curve")
-        axes.plot(
-            x[:, 0].cpu(),
-            learner.predict(path_of[0], meta, x)[:, 0].cpu(),
-            ":",
-            color="grey",
-            label="before adaptation",
-        )
-        axes.plot(
-            x[:, 0].cpu(),
-            learner.predict(path_of[1], meta, x)[:, 0].cpu(),
-            "--",
-            color="tab:blue",
-            label="after 1 step",
-        )
-        if steps > 1:
-            axes.plot(
-                x[:, 0].cpu(),
-                learner.predict(path_of[-1], meta, x)[:, 0].cpu(),
-                color="tab:red",
-                label=f"after {steps} steps",
-            )
+        x, y = task.query.x[order], task.query.y[order]
+        axes.plot(x[:, 0].cpu(), y[:, 0].cpu(), color="black", label="true curve")
+        for label, (step, line, color) in shown.items():
+            prediction = learner.predict(fast[step], meta, x)
+            axes.plot(x[:, 0].cpu(), prediction[:, 0].cpu(), line, color=color, label=label)
         axes.plot(
             task.support.x[:, 0].cpu(), task.support.y[:, 0].cpu(), "o", color="tab:green", label="support points"
         )
         axes.set_xlabel("x")
     figure.axes[0].set_ylabel("y")
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     figure.savefig(path, dpi=110)
 
 

@@ -521,7 +521,7 @@ def test_omniglot_trains_and_evaluates(omniglot_dir, tmp_path, capfd):
     options = ["--iterations", "2", "--meta-batch", "2", "--width", "4", "--compile", "none", "--eval-tasks", "4"]
     assert main(["train", "omniglot", "--data-dir", str(omniglot_dir), *options, "--run-dir", str(run)]) == 0
     out = words(capfd.readouterr().out)
-    assert "query accuracy, % on tasks 4, recipe omniglot" in out
+    assert "query accuracy, %: tasks 4, recipe omniglot" in out
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["protocol"]["ways"] == 5
     assert evaluation["protocol"]["split"] == "finn test"

@@ -23,7 +23,7 @@ def step_functions(steps):
     }
     functions = {}
     for name, (scope, gradient) in cases.items():
-        run = fmeta.execution(scope)
+        run = fmeta.execution.plan(scope)
         trainer = fmeta.trainer(learner, fmeta.adam(1e-3), gradient, stage=run.stage)
         functions[name] = (lambda step, state: lambda: step(state, tasks))(
             run.whole(trainer.step), trainer.init(fmeta.key(0))

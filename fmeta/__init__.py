@@ -1,6 +1,6 @@
 """Meta-learning as pure functions: exact, batched and compiled meta-gradients on torch.func."""
 
-from fmeta import models, tasks
+from fmeta import execution, models, tasks
 from fmeta.core import (
     At,
     Examples,
@@ -32,7 +32,7 @@ from fmeta.core import (
     trajectory,
 )
 from fmeta.evaluation import Evaluation, evaluate
-from fmeta.execution import compile, execution
+from fmeta.execution import compile
 from fmeta.gradients import (
     GradientReport,
     adjoint,
@@ -43,7 +43,7 @@ from fmeta.gradients import (
     truncated,
     unrolled,
 )
-from fmeta.learners import anil, gradient_based, maml, meta_sgd, reptile
+from fmeta.learners import anil, gradient_based, maml, meta_sgd, reptile, with_inner
 from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkpoint, save_checkpoint, trainer
 
 __version__ = "0.1.0"
@@ -55,5 +55,5 @@ __all__ = [
     "cross_entropy", "difference", "evaluate", "execution", "first_order", "fit", "fold", "from_module",
     "gradient_based", "key", "linear_decay", "load_checkpoint", "maml", "meta_grad", "meta_sgd", "models",
     "momentum", "mse", "reptile", "save_checkpoint", "sgd", "split", "step_decay", "tasks", "trainer", "trajectory",
-    "truncated", "unrolled",
+    "truncated", "unrolled", "with_inner",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from fmeta.core import InputError, Learner, Tree, fold, nearest
 from fmeta.evaluation import Evaluation, evaluate
 from fmeta.execution import compiler_problem, resolve
 from fmeta.gradients import check_meta_grad
-from fmeta.training import NonFiniteError, checkpoints, fit, load_checkpoint, trainer
+from fmeta.training import NonFiniteError, best_checkpoint, checkpoints, fit, load_checkpoint, trainer
 
 _USAGE = f"""usage: fmeta COMMAND
 
@@ -58,6 +58,10 @@ class EvaluateOptions:
     """adaptation steps after which to measure; the recipe's if left out"""
     checkpoint: str = "last"
     """last, best (on the validation tasks), or the number of a step"""
+    device: str | None = None
+    """where to run; the recipe's if left out"""
+    data_dir: str | None = None
+    """where the data is now; the recipe's if left out"""
     json: bool = False
     """print JSON in place of the table"""
 
@@ -152,7 +156,9 @@ def _test(recipe: Recipe, learner: Learner, meta: Tree, tasks: int, steps: tuple
 def _evaluate(arguments: list[str]) -> None:
     options = tyro.cli(EvaluateOptions, args=arguments, prog="fmeta evaluate")
     run = open_run(options.run)
-    recipe, learner = run.recipe, run.recipe.build_learner()
+    moved = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(run.recipe, n)}
+    recipe = dataclasses.replace(run.recipe, **moved)
+    learner = recipe.build_learner()
     meta = load_checkpoint(_chosen(run.folder / "checkpoints", options.checkpoint), _like(recipe, learner)).meta
     tasks = options.tasks if options.tasks is not None else recipe.eval_tasks
     steps = options.steps if options.steps is not None else recipe.eval_steps
@@ -170,13 +176,12 @@ def _like(recipe: Recipe, learner: Learner) -> Any:
 
 
 def _chosen(folder: Path, which: str) -> Path:
-    found = checkpoints(folder)
-    steps = {str(step): step for step, _ in found}
-    scored = [(facts["validation"], step) for step, facts in found if facts.get("validation") is not None]
-    if found:
-        steps["last"] = found[-1][0]
-    if scored:
-        steps["best"] = min(scored)[1]
+    steps = {str(step): step for step, _ in checkpoints(folder)}
+    if steps:
+        steps["last"] = max(steps.values())
+    best = best_checkpoint(folder)
+    if best is not None:
+        steps["best"] = best
     if which not in steps:
         raise InputError(
             f"evaluate(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"

@@ -21,7 +21,7 @@ from typeguard import TypeCheckError, check_type
 import fmeta
 from fmeta.cli._recipes import Recipe, differences, recipe_class
 from fmeta.core import InputError
-from fmeta.execution import execution
+from fmeta.execution import plan
 
 
 class Run(NamedTuple):
@@ -58,7 +58,7 @@ def open_run(folder: Path) -> Run:
         hints = get_type_hints(kind)
         for name, value in fields.items():
             check_type(value, hints[name])
-        return Run(folder, recipe, execution(stored["scope"]).scope)
+        return Run(folder, recipe, plan(stored["scope"]).scope)
     except OSError as error:
         raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from error
     except (ValueError, KeyError, TypeError, AttributeError, TypeCheckError) as error:

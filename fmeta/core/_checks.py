@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
-from fmeta.core._types import Examples, Task, Tree
+from fmeta.core._types import Examples, Optimizer, Task, Tree
 
 
 class InputError(ValueError):
@@ -52,9 +52,10 @@ def check_tasks(call: str, tasks: Task) -> int:
         raise InputError(f"{call}: tasks is a {type(tasks).__name__}; expected fmeta.Task(support, query, key)")
     counts: dict[str, int] = {}
     for leaf in tree_leaves(tasks.key):
-        if leaf.ndim != 1:
+        if not isinstance(leaf, Tensor) or leaf.dtype != torch.int64 or leaf.ndim != 1:
+            came = f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             raise InputError(
-                f"{call}: tasks.key has shape {list(leaf.shape)}; expected [task], a key per task; "
+                f"{call}: tasks.key is {came}; expected int64 [task], a key per task; "
                 "use fmeta.split(key, number_of_tasks)"
             )
         counts["key"] = leaf.shape[0]
@@ -65,12 +66,16 @@ def check_tasks(call: str, tasks: Task) -> int:
         for path, leaf in tree_flatten_with_path(examples)[0]:
             where = f"{name}.{getattr(path[0], 'name', path[0])}"
             if not isinstance(leaf, Tensor) or leaf.ndim < 2:
-                came = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                came = str(list(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise InputError(
                     f"{call}: tasks.{where} is {came}; expected a tensor [task, example, ...] with a leading task "
                     "axis; for a single task add one with torch.utils._pytree.tree_map(lambda t: t[None], task)"
                 )
             counts[where], lengths[where] = leaf.shape[0], leaf.shape[1]
+        if f"{name}.x" not in lengths or f"{name}.y" not in lengths:
+            raise InputError(f"{call}: tasks.{name} lacks x or y; expected fmeta.Examples(x, y) of tensors")
+        if 0 in lengths.values():
+            raise InputError(f"{call}: tasks.{name} has no examples; expected at least 1 in every task")
         if len(set(lengths.values())) > 1:
             raise InputError(
                 f"{call}: tasks.{name} has {_listed(lengths, 'examples')}; expected x, y and weight of one length; "
@@ -111,6 +116,13 @@ def check_model(call: str, model: Any) -> None:
         raise InputError(f"{call}: model is the module {type(model).__name__}; expected fmeta.from_module(module)")
     if not (callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None))):
         raise InputError(f"{call}: model is a {type(model).__name__}; expected fmeta.Model(init, apply)")
+
+
+def check_optimizer(call: str, optimizer: Any) -> None:
+    """An `Optimizer`, not a rate and nothing of torch.optim's."""
+    if not isinstance(optimizer, Optimizer):
+        came = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+        raise InputError(f"{call}: optimizer is {came}; expected fmeta.sgd(rate), fmeta.adam(rate), …")
 
 
 def refuse_compiled(call: str, *values: Any) -> None:

@@ -58,6 +58,8 @@ def weighted_mean(values: Tensor, weight: Tree, call: str = "loss") -> Tensor:
         raise InputError(f"{call}: got shape {list(values.shape)}; expected [example] or a scalar; average the rest")
     if not isinstance(weight, Tensor):
         return values.mean()
-    # a padded example may be NaN: select, since 0·NaN is NaN
-    kept = torch.where(weight != 0, values, torch.zeros_like(values))
-    return (weight * kept).sum() / weight.sum()
+    if weight.shape != values.shape:
+        raise InputError(
+            f"{call}: weights of shape {list(weight.shape)} for {len(values)} examples; expected [{len(values)}]"
+        )
+    return (weight * values).sum() / weight.sum()

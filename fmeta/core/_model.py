@@ -30,12 +30,14 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
 
     `init(key)` returns copies of the module's present weights by name (the key only says on which device).
     `apply(params, x)` calls the module: a tensor `x` as the one argument, a tuple as arguments, a dict as keywords.
-    Parameters with `requires_grad=False` and buffers are constants. Tied weights stay tied. Dropout is off in `apply`
-    and drawn from the key in `noisy(params, x, key)`, which the inner loop uses.
+    Parameters with `requires_grad=False` and buffers are constants, best on the device of the parameters. Tied weights
+    stay tied. Dropout is off in `apply` and drawn from the key in `noisy(params, x, key)`, which the inner loop uses; a
+    dropout layer that one forward pass calls twice draws the same mask twice, so give each place its own.
 
     Args:
         norm: what to do about layers that keep running statistics, which a pure function cannot update.
-            "batch": statistics of the present batch, as MAML's (https://arxiv.org/abs/1703.03400) own code does.
+            "batch": statistics of the present batch, as MAML's (https://arxiv.org/abs/1703.03400) own code does;
+            padding counts in them.
             "frozen": the running statistics as constants: y = (x − mean)/√(var + eps)·weight + bias.
             "group": GroupNorm (Wu & He 2018, https://arxiv.org/abs/1803.08494) with the layer's weight and bias.
         calibrate: for "frozen": inputs (as `x`) from which one pass takes the statistics.
@@ -43,18 +45,15 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
 
     Raises:
         InputError: a compiled module; a layer with running statistics and no policy, or frozen without statistics; a
-            layer whose randomness cannot be drawn by key; a fused recurrent layer, which vmap cannot batch;
-            uninitialised lazy parameters. Each names the layer.
+            layer whose randomness cannot be drawn by key; a fused recurrent layer, which vmap cannot batch; a forward
+            set on an instance; uninitialised lazy parameters. Each names the layer.
     """
     refuse_compiled("from_module", module)
     if not isinstance(module, nn.Module):
         raise InputError(f"from_module: got a {type(module).__name__}; expected an nn.Module")
     if norm is not None and norm not in _POLICIES:
         raise InputError(f"from_module(norm={norm!r}): unknown policy; {nearest(str(norm), _POLICIES)}")
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise InputError(f"from_module: {name} has no shape yet; run the module once on real input first")
-
+    _check_layers(module)
     quiet = _copy(module).eval()
     if calibrate is not None:
         if norm != "frozen":
@@ -64,9 +63,9 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
     noisy = _copy(quiet)
     sources = _key_dropouts(noisy)
 
-    trained = {n: p.detach() for n, p in quiet.named_parameters() if p.requires_grad}
-    constants = {n: p.detach() for n, p in quiet.named_parameters() if not p.requires_grad}
-    constants |= {n: b.detach() for n, b in quiet.named_buffers()}
+    trained = {n: p.detach().clone() for n, p in quiet.named_parameters() if p.requires_grad}
+    constants = {n: p.detach().clone() for n, p in quiet.named_parameters() if not p.requires_grad}
+    constants |= {n: b.detach().clone() for n, b in quiet.named_buffers()}
 
     def init(key: Tensor) -> Tree:
         return {name: p.clone().to(key.device) for name, p in trained.items()}
@@ -97,8 +96,25 @@ def _copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(t): t for t in tensors})
 
 
+def _check_layers(module: nn.Module) -> None:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(f"from_module: {name} has no shape yet; run the module once on real input first")
+    for name, layer in module.named_modules():
+        here = f"from_module: {name or 'the module'} ({type(layer).__name__})"
+        if "forward" in vars(layer):
+            raise InputError(
+                f"{here} has a forward set on the instance, which keeps the old weights; expected it in the class"
+            )
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            raise InputError(f"{here} is fused and cannot be batched by vmap; expected gates written with nn.Linear")
+        if isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0:
+            raise InputError(f"{here} has dropout {layer.dropout} inside, not drawn by key; expected 0; set it to 0")
+
+
 def _each(module: nn.Module, kind: type[nn.Module]) -> list[tuple[str, nn.Module]]:
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kind)]
+    """Layers of a kind by name; one that stands in two places has two names."""
+    return [(name, m) for name, m in module.named_modules(remove_duplicate=False) if isinstance(m, kind)]
 
 
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -157,6 +173,7 @@ def _replace_norms(module: nn.Module, norm: Norm | None, groups: int) -> None:
         if norm == "batch" and "InstanceNorm" in type(layer).__name__:
             layer.register_buffer("running_mean", None)
             layer.register_buffer("running_var", None)
+            layer.track_running_stats = False
         elif norm == "batch":
             _replace(module, name, _BatchStatistics(layer))
         elif norm == "frozen":
@@ -209,13 +226,10 @@ class _KeyedDropout(nn.Module):
 def _key_dropouts(module: nn.Module) -> list[str]:
     """Makes dropout layers draw from a key buffer. Returns their names."""
     sources = []
-    for name, layer in list(module.named_modules()):
+    for name, layer in _each(module, _DropoutNd):
+        assert isinstance(layer, _DropoutNd)
         here = f"from_module: {name or 'the module'} ({type(layer).__name__})"
-        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-            raise InputError(f"{here} is fused and cannot be batched by vmap; expected gates written with nn.Linear")
-        if isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0:
-            raise InputError(f"{here} has dropout {layer.dropout} inside, not drawn by key; expected 0; set it to 0")
-        if not isinstance(layer, _DropoutNd) or layer.p == 0:
+        if layer.p == 0:
             continue
         if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout) or layer.p >= 1:
             raise InputError(f"{here} cannot be drawn by key; expected Dropout, Dropout1d/2d/3d with p < 1")

@@ -76,6 +76,8 @@ def adamw(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weigh
     https://arxiv.org/abs/1711.05101)."""
     _check_rate("adam", lr)
     _check_decay("adam", b1=b1, b2=b2)
+    if not (eps >= 0 and weight_decay >= 0):
+        raise InputError(f"adam(eps={eps}, weight_decay={weight_decay}): expected both >= 0")
 
     def init(params: Tree) -> AdamState:
         return AdamState(tree.zeros_like(params), tree.zeros_like(params), _count(params))
@@ -136,7 +138,9 @@ def step_decay(lr: float, every: int, factor: float = 0.5) -> Schedule:
     """lr · factor^⌊count/every⌋, as torch's StepLR."""
     if every < 1:
         raise InputError(f"step_decay(every={every}): expected at least 1")
-    return lambda count: lr * torch.exp(math.log(factor) * torch.floor(count / every))
+    if not factor > 0:
+        raise InputError(f"step_decay(factor={factor}): expected a factor > 0")
+    return lambda count: lr * torch.exp(math.log(factor) * torch.div(count, every, rounding_mode="floor"))
 
 
 def linear_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
@@ -155,9 +159,11 @@ def _descend(lr: Rate, count: Tree, direction: Tree) -> Tree:
     rate: Any = lr(count) if _scheduled(lr) else lr  # type: ignore[operator]
     if isinstance(rate, float | int):
         return tree.scale(direction, -rate)
-    if isinstance(rate, Tensor):
+    if isinstance(rate, Tensor) and rate.ndim == 0:
         return tree.tree_map(lambda d: -rate.to(d.dtype) * d, direction)
-    return tree.tree_map(lambda d, r: -r * d, direction, rate)
+    if not tree.same_structure(rate, direction):
+        raise InputError("optimizer(lr=a tree): the rates are not shaped like the parameters; expected a rate for each")
+    return tree.tree_map(lambda d, r: -r.to(d.dtype) * d, direction, rate)
 
 
 def _count(params: Tree) -> Tensor:
@@ -174,6 +180,8 @@ def _remaining(decay: float, count: Tensor) -> Tensor:
 def _check_rate(call: str, lr: Rate) -> None:
     if isinstance(lr, float | int) and not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"{call}(lr={lr}): expected a finite rate >= 0")
+    if _scheduled(lr) and not callable(lr):
+        raise InputError(f"{call}(lr={lr!r}): expected a number, a tensor, a tree of tensors, or a schedule")
 
 
 def _check_decay(call: str, **decays: float) -> None:

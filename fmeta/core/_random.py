@@ -61,7 +61,13 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def fold(key: Tensor, n: int | Tensor) -> Tensor:
-    """The `n`-th child of a key. A tensor of numbers gives a tensor of keys of that shape."""
+    """The `n`-th child of a key. A tensor of numbers gives a tensor of keys of that shape.
+
+    Raises InputError for what is no key.
+    """
+    if not isinstance(key, Tensor) or key.dtype != torch.int64:
+        came = key.dtype if isinstance(key, Tensor) else type(key).__name__
+        raise InputError(f"fold: the key is {came}; expected an int64 tensor; use fmeta.key(seed)")
     return _mix(key ^ (n.to(torch.int64) ^ _CHILD if isinstance(n, Tensor) else _signed(n) ^ _CHILD))
 
 

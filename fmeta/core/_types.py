@@ -19,7 +19,9 @@ class Examples(NamedTuple):
 
     x: Tree
     y: Tree
-    weight: Tree = ()  # [example]; 0 marks padding, () counts every example once
+    # [example]; () counts every example once; 0 marks padding, which is finite, has labels in range, and is seen by
+    # batch norm alone
+    weight: Tree = ()
 
 
 class Task(NamedTuple):
@@ -75,7 +77,10 @@ class Inner(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """A meta-learning algorithm, for one task: `meta` is learned across tasks, `fast` is what one task makes of it."""
+    """A meta-learning algorithm, for one task: `meta` is learned across tasks, `fast` is what one task makes of it.
+
+    Where there is an `inner`, `adapt` must run it (`gradient_based` and `with_inner` see to that).
+    """
 
     init: Callable[[Tensor], Tree]  # key -> meta
     adapt: Callable[[Tree, Examples, Tree], Tree]  # meta, support, key -> fast

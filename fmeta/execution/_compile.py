@@ -43,8 +43,8 @@ def compile(function: Callable[..., Any], *, backend: str | Callable[..., Any] =
             warnings.warn(f"fmeta runs eager: {problem}", stacklevel=2)
             return function
 
-    def call(*args: Any) -> Any:
-        return function(*args)
+    def call(*args: Any, **keywords: Any) -> Any:
+        return function(*args, **keywords)
 
     # torch.compile caches by code object: with a shared one, every closure of the same source would fill one cache
     name = getattr(function, "__name__", "call")
@@ -54,25 +54,25 @@ def compile(function: Callable[..., Any], *, backend: str | Callable[..., Any] =
     if check is None:
         return compiled
 
-    def checked(*args: Any) -> Any:
+    def checked(*args: Any, **keywords: Any) -> Any:
         nonlocal check
         if check is not None and not torch.compiler.is_compiling():
-            check(*args)
+            check(*args, **keywords)
             check = None
-        return compiled(*args)
+        return compiled(*args, **keywords)
 
     checked._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
     return checked
 
 
-def execution(scope: str) -> Execution:
+def plan(scope: str) -> Execution:
     """How to run under a scope: "none" (eager), "whole" (one graph) or "step" (a graph per stage, a loop in Python).
 
     "whole" is fastest for small nets; its compile time grows with the number of inner steps. "step" compiles in a time
     that does not depend on them.
     """
     if scope not in get_args(Scope):
-        raise InputError(f"execution(scope={scope!r}): unknown scope; {nearest(scope, get_args(Scope))}")
+        raise InputError(f"plan(scope={scope!r}): unknown scope; {nearest(scope, get_args(Scope))}")
     if scope == "whole":
         return Execution("whole", eager, compile)
     return Execution("step", compile, eager) if scope == "step" else Execution("none", eager, eager)
@@ -80,15 +80,13 @@ def execution(scope: str) -> Execution:
 
 def resolve(scope: str, preferred: Scope) -> Scope:
     """The scope to use: "auto" becomes `preferred`, and anything becomes "none" where nothing can be compiled."""
-    chosen = execution(preferred if scope == "auto" else scope).scope
+    chosen = plan(preferred if scope == "auto" else scope).scope
     return "none" if chosen != "none" and compiler_problem() else chosen
 
 
 @functools.cache
 def compiler_problem() -> str | None:
     """Why inductor cannot compile here, in one line, or None. It builds an empty extension once per process."""
-    if torch.cuda.is_available():
-        return None  # Triton brings its own
     candidates = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
     compiler = next((c for c in candidates if c and shutil.which(c)), None)
     if compiler is None:

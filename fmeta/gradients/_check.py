@@ -101,7 +101,8 @@ def check_meta_grad(
     errors = {n: float((analytic[n] - d).norm() / d.norm().clamp(min=floor)) for n, d in numeric.items()}
     return GradientReport(
         order=_order(numeric, analytic, simple, tolerance),
-        cosine=float(sum((analytic[n] * d).sum() for n, d in numeric.items()) / (_norm(numeric) * _norm(analytic))),
+        cosine=float(sum((analytic[n] * d).sum() for n, d in numeric.items()))
+        / max(_norm(numeric) * _norm(analytic), 1e-300),
         relative_error=errors,
         detached=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() > floor],
         without_gradient=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() <= floor],
@@ -112,6 +113,8 @@ def _order(numeric: dict[str, Tensor], analytic: dict[str, Tensor], simple: dict
     def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         return bool(a) and _norm({n: a[n] - b[n] for n in b}) <= tolerance * _norm(b)
 
+    if not _norm(analytic) and _norm(numeric):
+        return "neither"
     if equal(analytic, numeric):
         return "exact (no second-order term here)" if equal(simple, numeric) else "exact"
     return "first order" if equal(simple, analytic) else "neither"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from types import FunctionType
+
 import torch
 
-from fmeta.core._checks import check_meta, check_tasks
+from fmeta.core._checks import InputError, check_meta, check_tasks
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, eager
 
 
@@ -21,7 +24,11 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
         InputError: a meta-gradient that does not fit the learner, parameters that require grad or are not floating,
             tasks without a common task axis.
     """
-    grads = (gradient or learner.gradient)(learner, stage)
+    chosen = gradient or learner.gradient
+    if isinstance(chosen, FunctionType) and len(signature(chosen).parameters) < 2:
+        name = chosen.__name__
+        raise InputError(f"meta_grad(gradient={name}): got the factory; expected a meta-gradient; call it: {name}(…)")
+    grads = chosen(learner, stage)
 
     def check(meta: Tree, tasks: Task) -> None:
         check_meta("meta_grad", meta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_model, nearest
+from fmeta.core._checks import InputError, check_model, check_optimizer, nearest
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
@@ -37,14 +37,16 @@ def anil(
         InputError: (when it first runs) a pattern that matches no parameter.
     """
     check_model("anil", model)
+    check_optimizer("anil", optimizer)
 
     def start(meta: Tree, support: Examples) -> Tree:
-        subset = tree.select_leaves(meta, adapt)
-        if not subset:
-            raise InputError(
-                f"anil(adapt={adapt!r}): the pattern matches no parameter; {nearest(adapt, tree.leaf_names(meta))}"
-            )
-        return subset
+        for pattern in adapt.split(","):
+            if not tree.select_leaves(meta, pattern):
+                raise InputError(
+                    f"anil(adapt={adapt!r}): {pattern.strip()!r} matches no parameter; "
+                    f"{nearest(pattern.strip(), tree.leaf_names(meta))}"
+                )
+        return tree.select_leaves(meta, adapt)
 
     def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
         prediction = forward(model, tree.replace_leaves(meta, fast), batch.x, at.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fmeta.core._checks import check_model
+from fmeta.core._checks import check_model, check_optimizer
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
@@ -34,6 +34,7 @@ def maml(
         metrics: more `(prediction, y) -> [example]` functions to report on the query, by name.
     """
     check_model("maml", model)
+    check_optimizer("maml", optimizer)
 
     def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
         return weighted_mean(loss(forward(model, fast, batch.x, at.key), batch.y), batch.weight, "maml")

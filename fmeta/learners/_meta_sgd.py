@@ -40,6 +40,7 @@ def meta_sgd(
         metrics: more functions to report on the query, by name.
     """
     check_model("meta_sgd", model)
+    sgd(lr)  # refuses what is no rate
 
     def init(key: Tensor) -> MetaSGDParams:
         params = model.init(key)

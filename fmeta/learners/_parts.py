@@ -33,6 +33,8 @@ def gradient_based(
     """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
     if inner.steps < 1:
         raise InputError(f"{name}(steps={inner.steps}): expected at least 1 inner step")
+    if "loss" in (metrics or {}):
+        raise InputError(f"{name}(metrics=…): a metric is called 'loss', which is the loss itself; rename it")
 
     def query_loss(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = predict(fast, meta, query.x)
@@ -41,3 +43,8 @@ def gradient_based(
         return value, reported
 
     return Learner(init, descend(inner), predict, query_loss, inner, gradient, name)
+
+
+def with_inner(learner: Learner, inner: Inner) -> Learner:
+    """The learner with another inner problem, which its `adapt` then runs."""
+    return learner._replace(inner=inner, adapt=descend(inner))

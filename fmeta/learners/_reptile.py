@@ -9,13 +9,12 @@ from torch import Tensor
 
 from fmeta.core import _tree as tree
 from fmeta.core._checks import InputError
-from fmeta.core._inner import descend
 from fmeta.core._random import fold, permutation
 from fmeta.core._types import At, Examples, Learner, Loss, MetaGradient, Model, Optimizer
 from fmeta.gradients import difference
 from fmeta.gradients._replayed import inner_of
 from fmeta.learners._maml import maml
-from fmeta.learners._parts import Metrics
+from fmeta.learners._parts import Metrics, with_inner
 
 _SHUFFLES = 1 << 40  # a child of the task's key that no step index reaches
 
@@ -49,8 +48,7 @@ def reptile(
         return learner
     if batch < 1:
         raise InputError(f"reptile(batch={batch}): expected at least 1 example per inner step, or None for all")
-    inner = inner_of(learner, "reptile")._replace(batch=minibatches(batch))
-    return learner._replace(inner=inner, adapt=descend(inner))
+    return with_inner(learner, inner_of(learner, "reptile")._replace(batch=minibatches(batch)))
 
 
 def minibatches(size: int) -> Callable[[Examples, At], Examples]:

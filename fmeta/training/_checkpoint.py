@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -23,8 +24,9 @@ from fmeta.core._tree import named_leaves, replace_leaves
 _TENSORS, _FACTS = "state.safetensors", "checkpoint.json"
 
 
-def save_checkpoint(folder: Path, state: Tree, step: int, **facts: Any) -> Path:
+def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) -> Path:
     """Writes `folder/<step>`, all or nothing: a crash leaves the older checkpoints as they were."""
+    folder = Path(folder)
     final = folder / f"{step:08d}"
     fresh = folder / f"{step:08d}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -43,11 +45,12 @@ def save_checkpoint(folder: Path, state: Tree, step: int, **facts: Any) -> Path:
     return final
 
 
-def load_checkpoint(path: Path, like: Tree) -> Tree:
+def load_checkpoint(path: str | Path, like: Tree) -> Tree:
     """The state in a checkpoint, on the devices and in the structure of `like`.
 
     Raises InputError if a file is missing or damaged, or holds another state than `like`.
     """
+    path = Path(path)
     cure = f"remove {path} to fall back on an older checkpoint"
     try:
         facts = json.loads((path / _FACTS).read_text())
@@ -84,6 +87,12 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
             facts = {}
         found.append((int(path.name), facts if isinstance(facts, dict) else {}))
     return sorted(found, key=lambda pair: pair[0])
+
+
+def best_checkpoint(folder: Path) -> int | None:
+    """The step with the lowest finite validation value."""
+    scored = [(facts.get("validation"), step) for step, facts in checkpoints(folder)]
+    return min(((v, s) for v, s in scored if isinstance(v, float) and math.isfinite(v)), default=(0.0, None))[1]
 
 
 def prune(folder: Path, keep: set[int]) -> None:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fmeta.core import Info, InputError, Learner, MetaGradient, Optimizer, Task, check_tasks, fold
 from fmeta.core._inner import over_tasks
-from fmeta.execution import execution
-from fmeta.training._checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from fmeta.execution import plan
+from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, prune, save_checkpoint
 from fmeta.training._trainer import TrainState, trainer
 
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
@@ -69,7 +69,7 @@ def fit(
         iterations: meta-steps in all, those of a resumed run included.
         meta_batch: tasks per meta-step.
         gradient: how to differentiate through the adaptation; None is the learner's own.
-        scope: "none", "whole" or "step": what is compiled (`fmeta.execution`).
+        scope: "none", "whole" or "step": what is compiled (`fmeta.execution.plan`).
         run_dir: where to keep the run; None keeps nothing.
         resume: go on from the last checkpoint in `run_dir`; metrics.jsonl is cut back to it.
         validate: `meta -> ` a number to choose the best checkpoint by.
@@ -88,10 +88,11 @@ def fit(
             raise InputError(f"fit({name}={value}): expected at least 1")
     if resume and run_dir is None:
         raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
-    run = execution(scope)
+    run = plan(scope)
     train = trainer(learner, optimizer, gradient, stage=run.stage)
     state = train.init(fold(key, 0))
-    keeper = _Keeper(run_dir, resume, validate) if run_dir is not None else None
+    identity = {"key": int(key), "meta_batch": meta_batch}
+    keeper = _Keeper(run_dir, resume, validate, iterations, identity) if run_dir is not None else None
     if keeper is not None:
         state = keeper.restore(state)
     at, first, window, step = int(state.step), True, _Window(), run.whole(train.step)
@@ -179,8 +180,20 @@ class _Window:
 class _Keeper:
     """The files of a run: metrics.jsonl and the checkpoints."""
 
-    def __init__(self, run_dir: str | Path, resume: bool, validate: Callable[[Any], float] | None) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        resume: bool,
+        validate: Callable[[Any], float] | None,
+        iterations: int,
+        identity: dict[str, int],
+    ) -> None:
         self.folder, self.validate = Path(run_dir) / "checkpoints", validate
+        self.iterations, self.identity = iterations, identity
+        if resume and not Path(run_dir).is_dir():
+            raise InputError(
+                f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run"
+            )
         self.metrics = Path(run_dir) / "metrics.jsonl"
         self.resume = resume
         if not resume and (checkpoints(self.folder) or self.metrics.exists()):
@@ -193,7 +206,18 @@ class _Keeper:
     def restore(self, state: TrainState) -> TrainState:
         found = checkpoints(self.folder)
         if self.resume and found:
-            state = load_checkpoint(self.folder / f"{found[-1][0]:08d}", state)
+            step, facts = found[-1]
+            state = load_checkpoint(self.folder / f"{step:08d}", state)
+            differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
+            if differ:
+                raise InputError(
+                    f"fit(resume=True): the run in {self.folder} has {differ}, this call {self.identity}; expected the "
+                    "same, because the rest of the run would see other tasks"
+                )
+            if step > self.iterations:
+                raise InputError(
+                    f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
+                )
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= int(state.step)]
         fresh = self.metrics.with_suffix(".tmp")
@@ -209,11 +233,10 @@ class _Keeper:
         step = int(state.step)
         if not final and step in dict(checkpoints(self.folder)):
             return  # it stands already, with its validation value
-        value = self.validate(state.meta) if self.validate is not None and final else None
-        save_checkpoint(self.folder, state, step, validation=value)
-        known = [(s, facts.get("validation")) for s, facts in checkpoints(self.folder)]
-        scored = [(v, s) for s, v in known if v is not None and math.isfinite(v)]
-        prune(self.folder, keep={step} | ({min(scored)[1]} if scored else set()))
+        value = float(self.validate(state.meta)) if self.validate is not None and final else None
+        save_checkpoint(self.folder, state, step, validation=value, **self.identity)
+        best = best_checkpoint(self.folder)
+        prune(self.folder, keep={step} if best is None else {step, best})
 
 
 def _step_of(line: str) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import Info, Learner, MetaGradient, Optimizer, Stage, Task, Tree, check_meta, eager
+from fmeta.core import Info, Learner, MetaGradient, Optimizer, Stage, Task, Tree, check_meta, check_optimizer, eager
 from fmeta.core import _tree as tree
 from fmeta.gradients import meta_grad
 
@@ -43,6 +43,7 @@ def trainer(
         stage: wraps each piece of the work, as in `meta_grad`. To compile the whole step, leave it alone and use
             `fmeta.compile(trainer.step)`.
     """
+    check_optimizer("trainer", optimizer)
     grads_of = meta_grad(learner, gradient, stage)
 
     def init(key: Tensor) -> TrainState:

@@ -1,5 +1,7 @@
 """Bad input gets an error that names the call, what came, what was expected, and the cure."""
 
+import math
+
 import pytest
 import torch
 from helpers import F64, labelled, regressor, vectors
@@ -64,7 +66,7 @@ BAD_TASKS = {
     ),
     "one task with its key": (
         Task(*(Examples(e.x[0], e.y[0]) for e in GOOD[:2]), GOOD.key[0]),
-        r"tasks.key has shape \[\]; expected \[task\]",
+        r"tasks.key is torch.int64 \[\]; expected int64 \[task\]",
     ),
     "another number of tasks": (
         tasks_with(query=Examples(GOOD.query.x[:2], GOOD.query.y[:2])),
@@ -161,7 +163,9 @@ class TestLearners:
 
     def test_a_pattern_that_matches_nothing_lists_near_names(self):
         learner = fmeta.anil(regressor(), fmeta.mse, adapt="head.wieght", optimizer=fmeta.sgd(0.1), steps=1)
-        with pytest.raises(InputError, match=r"matches no parameter; did you mean 'head.weight'\? known: hidden1"):
+        with pytest.raises(
+            InputError, match=r"wieght' matches no parameter; did you mean 'head.weight'\? known: hidden1"
+        ):
             fmeta.meta_grad(learner)(META, GOOD)
 
     def test_minibatches_need_a_key_and_enough_examples(self):
@@ -200,7 +204,7 @@ class TestGradientsThatDoNotFit:
 
 def test_unknown_scope():
     with pytest.raises(InputError, match="did you mean 'whole'"):
-        fmeta.execution("wole")
+        fmeta.execution.plan("wole")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +221,56 @@ def test_unknown_scope():
 def test_models(call):
     with pytest.raises(InputError, match="expected"):
         call()
+
+
+class TestSlips:
+    """What people type by mistake."""
+
+    def test_a_factory_that_was_not_called(self):
+        for factory in (fmeta.first_order, fmeta.truncated):
+            with pytest.raises(InputError, match=rf"got the factory; .*call it: {factory.__name__}"):
+                fmeta.meta_grad(LEARNER, factory)
+
+    @pytest.mark.parametrize("optimizer", [0.01, torch.optim.Adam])
+    def test_no_optimizer(self, optimizer):
+        with pytest.raises(InputError, match=r"maml: optimizer is .*expected fmeta.sgd"):
+            fmeta.maml(regressor(), fmeta.mse, optimizer=optimizer, steps=1)
+        with pytest.raises(InputError, match="trainer: optimizer is"):
+            fmeta.trainer(LEARNER, optimizer)
+
+    def test_no_key(self):
+        with pytest.raises(InputError, match=r"the key is int; expected an int64 tensor; use fmeta.key"):
+            fmeta.trainer(LEARNER, fmeta.sgd(0.1)).init(0)
+        with pytest.raises(InputError, match=r"tasks.key is int; expected int64"):
+            GRADS(META, GOOD._replace(key=0))
+
+    def test_empty_examples(self):
+        empty = Examples(GOOD.support.x[:, :0], GOOD.support.y[:, :0])
+        with pytest.raises(InputError, match=r"tasks.support has no examples"):
+            GRADS(META, GOOD._replace(support=empty))
+        with pytest.raises(InputError, match=r"tasks.support lacks x or y"):
+            GRADS(META, GOOD._replace(support=Examples((), GOOD.support.y)))
+
+    def test_weights_of_another_shape(self):
+        column = GOOD.query._replace(weight=torch.ones(4, 5, 1, dtype=F64))
+        with pytest.raises(InputError, match=r"weights of shape \[5, 1\] for 5 examples; expected \[5\]"):
+            GRADS(META, GOOD._replace(query=column))
+
+    def test_rates(self):
+        for rate in (None, "fast"):
+            with pytest.raises(InputError, match="expected a number, a tensor, a tree of tensors, or a schedule"):
+                fmeta.sgd(rate)
+        learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(torch.ones(3)), steps=1)
+        with pytest.raises(InputError, match="expected a rate for each"):
+            fmeta.meta_grad(learner)(META, GOOD)
+        with pytest.raises(InputError, match="expected both >= 0"):
+            fmeta.adamw(0.1, weight_decay=math.nan)
+
+    def test_a_metric_called_loss(self):
+        with pytest.raises(InputError, match="rename it"):
+            fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1, metrics={"loss": fmeta.mse})
+
+    def test_every_pattern_must_match(self):
+        learner = fmeta.anil(regressor(), fmeta.mse, adapt="head.*, hiden1.*", optimizer=fmeta.sgd(0.1), steps=1)
+        with pytest.raises(InputError, match=r"'hiden1.\*' matches no parameter; did you mean 'hidden1"):
+            fmeta.meta_grad(learner)(META, GOOD)

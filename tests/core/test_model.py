@@ -207,7 +207,43 @@ class TestDropout:
             fmeta.from_module(net)
 
 
+def test_a_layer_in_two_places_is_replaced_in_both():
+    norm = nn.BatchNorm1d(4)
+    model = fmeta.from_module(nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm), norm="batch")
+    y = model.apply(model.init(KEY), torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(y.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    drop = nn.Dropout(0.5)
+    model = fmeta.from_module(nn.Sequential(nn.Linear(1, 1, bias=False), drop, nn.Identity(), drop))
+    y = model.noisy({"0.weight": torch.ones(1, 1)}, torch.ones(20_000, 1), KEY)
+    assert abs((y != 0).float().mean().item() - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
+
+
+def test_later_changes_of_the_module_change_nothing():
+    net = trained(conv_net())
+    model = fmeta.from_module(net, norm="frozen")
+    params = model.init(KEY)
+    before = model.apply(params, X)
+    trained(net)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert torch.equal(model.apply(params, X), before)
+    assert torch.equal(model.init(KEY)["0.weight"], params["0.weight"])
+
+
+def test_instance_norm_with_running_statistics_takes_the_batch_policy():
+    net = conv_net(lambda width: nn.InstanceNorm2d(width, track_running_stats=True))
+    model = fmeta.from_module(net, norm="batch")
+    torch.testing.assert_close(model.apply(model.init(KEY), X), conv_net(nn.InstanceNorm2d)(X))
+
+
 class TestRefusals:
+    def test_a_forward_set_on_the_instance(self):
+        """Its closure keeps the user's weights: every meta-gradient would be zero."""
+        net = nn.Sequential(nn.Linear(2, 2))
+        net[0].forward = torch.compile(net[0].forward)
+        with pytest.raises(fmeta.InputError, match=r"0 \(Linear\) has a forward"):
+            fmeta.from_module(net)
+
     def test_a_compiled_module(self):
         with pytest.raises(fmeta.InputError, match=r"torch\.compile.*plain one"):
             fmeta.from_module(torch.compile(nn.Linear(2, 2)))

@@ -99,7 +99,7 @@ def test_training_compiled_by_inductor_equals_eager(scope, gradient):
 
 
 def test_an_eager_function_is_its_own_stage():
-    run = fmeta.execution("none")
+    run = fmeta.execution.plan("none")
     assert run.stage(test_an_eager_function_is_its_own_stage) is test_an_eager_function_is_its_own_stage
     assert run.whole(train) is train
 
@@ -125,7 +125,7 @@ def run_with_compiler(tmp_path, script, cxx):
 SCRIPT = """
 import fmeta, torch
 f = fmeta.compile(lambda x: x + 1)
-print(f(torch.ones(1)).item(), fmeta.execution("none").scope)
+print(f(torch.ones(1)).item(), fmeta.execution.plan("none").scope)
 from fmeta.execution import compiler_problem, resolve
 print(resolve("auto", "whole"), compiler_problem())
 """

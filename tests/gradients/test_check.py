@@ -108,3 +108,13 @@ def test_a_learner_without_an_inner_loop():
 def test_bad_settings(bad):
     with pytest.raises(fmeta.InputError, match="check_meta_grad"):
         fmeta.check_meta_grad(LEARNER, META, TASKS, **bad)
+
+
+def test_a_wholly_detached_model_is_not_called_first_order():
+    model = fmeta.models.mlp([2, 1], dtype=F64)
+    cut = model._replace(apply=lambda p, x: model.apply({n: w.detach() for n, w in p.items()}, x))
+    learner = fmeta.maml(cut, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
+    report = check(learner, meta=learner.init(KEY))
+    assert report.order == "neither"
+    assert report.cosine == 0.0
+    assert report.detached == ["head.weight", "head.bias"]

@@ -93,7 +93,7 @@ def test_equals_a_create_graph_loop(name, way):
 def test_equals_a_create_graph_loop_in_inductor(name, scope):
     """The backend people use, in float64 like the rest."""
     learner, meta, tasks, expected = case(name)
-    run = fmeta.execution(scope)
+    run = fmeta.execution.plan(scope)
     gradient = fmeta.unrolled() if scope == "whole" else fmeta.adjoint()
     f = run.whole(fmeta.meta_grad(learner, gradient, run.stage))
     assert distance(f(meta, tasks)[0], expected) < 1e-8

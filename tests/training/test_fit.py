@@ -147,8 +147,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, reference):
     assert contents(tmp_path) == before
 
 
-def test_resume_in_a_new_folder_starts_from_the_beginning(tmp_path, reference):
-    assert same_bits(train(tmp_path / "new", resume=True), reference[1])
+def test_resume_in_an_empty_folder_starts_from_the_beginning(tmp_path, reference):
+    """A run killed before its first checkpoint has a folder and nothing in it."""
+    assert same_bits(train(tmp_path, resume=True), reference[1])
 
 
 @pytest.mark.parametrize(
@@ -328,3 +329,25 @@ def test_an_unknown_scope_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(fmeta.InputError, match=r"scope='hole'.*did you mean 'whole'"):
         train(tmp_path / "run", scope="hole")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"key": fmeta.key(7)}, {"meta_batch": 3}])
+def test_resume_with_another_key_or_batch_is_refused(tmp_path, change):
+    """The rest of the run would see other tasks than the run it goes on with."""
+    base = {"key": fmeta.key(0), "meta_batch": 2, "iterations": 4, "run_dir": tmp_path, "save_every": 2, "log_every": 2}
+    learner = fmeta.maml(fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base)
+    with pytest.raises(fmeta.InputError, match="expected the same"):
+        fmeta.fit(
+            learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base | {"iterations": 8, "resume": True} | change
+        )
+    with pytest.raises(fmeta.InputError, match="the run is at step 4|the run stands at step 4"):
+        fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base | {"iterations": 3, "resume": True})
+
+
+def test_resume_needs_a_run(tmp_path):
+    learner = fmeta.maml(fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    settings = {"key": fmeta.key(0), "meta_batch": 2, "iterations": 4, "resume": True}
+    for run_dir in (None, tmp_path / "mistyped"):
+        with pytest.raises(fmeta.InputError, match="resume=True"):
+            fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), run_dir=run_dir, **settings)

@@ -341,7 +341,7 @@ def test_resume_with_another_key_or_batch_is_refused(tmp_path, change):
         fmeta.fit(
             learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base | {"iterations": 8, "resume": True} | change
         )
-    with pytest.raises(fmeta.InputError, match="the run is at step 4|the run stands at step 4"):
+    with pytest.raises(fmeta.InputError, match=r"the run is at step 4|the run stands at step 4"):
         fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base | {"iterations": 3, "resume": True})
 
 

@@ -158,6 +158,7 @@ def _evaluate(arguments: list[str]) -> None:
     run = open_run(options.run)
     moved = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(run.recipe, n)}
     recipe = dataclasses.replace(run.recipe, **moved)
+    recipe.prepare()
     learner = recipe.build_learner()
     meta = load_checkpoint(_chosen(run.folder / "checkpoints", options.checkpoint), _like(recipe, learner)).meta
     tasks = options.tasks if options.tasks is not None else recipe.eval_tasks

@@ -68,6 +68,8 @@ class Recipe:
     """what is compiled: nothing, the whole step as one graph, or its stages"""
     device: str = "auto"
     """cpu, cuda, or auto: CUDA where there is one"""
+    threads: int = 0
+    """processor threads; 0 takes torch's choice"""
     log_every: int = 100
     """meta-steps between lines of metrics.jsonl"""
     save_every: int = 1000
@@ -78,7 +80,7 @@ class Recipe:
     """adaptation steps after which the test measures"""
 
     name: ClassVar[str]
-    movable: ClassVar[tuple[str, ...]] = ("device", "log_every", "save_every", "eval_tasks", "eval_steps")
+    movable: ClassVar[tuple[str, ...]] = ("device", "threads", "log_every", "save_every", "eval_tasks", "eval_steps")
 
     def where(self) -> torch.device:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,14 +98,21 @@ class Recipe:
         for name in ("iterations", "meta_batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe({name}={getattr(self, name)}): expected at least 1")
+        if self.threads < 0:
+            raise InputError(f"recipe(threads={self.threads}): expected 0 or more")
         if self.eval_tasks < 2:
             raise InputError(f"recipe(eval_tasks={self.eval_tasks}): expected at least 2, for an interval")
         if not self.eval_steps or min(self.eval_steps) < 0:
             raise InputError(f"recipe(eval_steps={self.eval_steps}): expected one or more numbers of steps >= 0")
 
+    def prepare(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
     def experiment(self) -> Experiment:
         """The parts of the run, each tried once, so that nothing fails after the folder of the run was made."""
         self.check()
+        self.prepare()
         train = self.sampler("train")
         validation = self.sampler("validation")(fold(self.key(), _VALIDATION), 200)
         self.sampler("test")
@@ -176,6 +185,7 @@ class Sinusoid(Recipe):
 
     hidden: tuple[int, ...] = (40, 40)
     """widths of the hidden layers"""
+    threads: int = 1  # so small a net only waits for a second one
     outer_lr: float = 3e-3
     outer_schedule: Literal["constant", "linear", "cosine"] = "cosine"
 

@@ -77,6 +77,11 @@ def inner_of(learner: Learner, name: str) -> Inner:
     return learner.inner
 
 
+def _plain(values: Tree) -> Tree:
+    """Copies in the standard layout: any other at the next step, even in an axis of size 1, would compile again."""
+    return tree.tree_map(lambda t: t.clone(memory_format=torch.contiguous_format), values)
+
+
 def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int) -> GradFn:
     def begin(meta: Tree, support: Examples) -> tuple[Tree, Tree]:
         return over_tasks(lambda m, s: _inner.begin(inner, m, s))(meta, support)
@@ -92,17 +97,16 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int) -> 
 
     @stage
     def start(meta: Tree, support: Examples) -> tuple[Tree, Tree]:
-        # an expanded tensor (stride 0) would make the compiled stages below compile twice
-        return tree.tree_map(lambda t: t.clone(memory_format=torch.contiguous_format), begin(meta, support))
+        return _plain(begin(meta, support))
 
     @stage
     def advance(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Tree]:
-        return move(slope(fast, meta, tasks, index), fast, state, meta)
+        return _plain(move(slope(fast, meta, tasks, index), fast, state, meta))
 
     @stage
     def advance_keeping(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Any]:
         grads = slope(fast, meta, tasks, index)
-        return grads, move(grads, fast, state, meta)
+        return _plain((grads, move(grads, fast, state, meta)))
 
     @stage
     def finish(fast: Tree, meta: Tree, query: Examples) -> tuple[Tree, Tree, Info]:
@@ -111,18 +115,18 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int) -> 
             return losses.mean(), Info(losses.mean(), losses, metrics)
 
         (d_fast, d_meta), (_, info) = grad_and_value(mean_loss, argnums=(0, 1), has_aux=True)(fast, meta)
-        return d_fast, d_meta, info
+        return _plain(d_fast), d_meta, info
 
     @stage
     def pull(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor, d: Tree) -> Tree:
         def step(f: Tree, s: Tree, m: Tree) -> tuple[Tree, Tree]:
             return move(slope(f, m, tasks, index), f, s, m)
 
-        return vjp(step, fast, state, meta)[1](d)
+        return _plain(vjp(step, fast, state, meta)[1](d))
 
     @stage
     def pull_constant(grads: Tree, fast: Tree, state: Tree, meta: Tree, d: Tree) -> Tree:
-        return vjp(lambda f, s, m: move(grads, f, s, m), fast, state, meta)[1](d)
+        return _plain(vjp(lambda f, s, m: move(grads, f, s, m), fast, state, meta)[1](d))
 
     @stage
     def close(meta: Tree, support: Examples, d: Tree) -> Tree:

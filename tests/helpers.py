@@ -1,42 +1,19 @@
 """The table of learners that every law runs over, and the oracle they are held against."""
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import fmeta
-from fmeta import Examples, Learner, Task
-from fmeta.core import fold, normal, randint, split
+from fmeta import Learner
+from fmeta.testing import distance, random_classification, random_regression
+
+__all__ = ["F64", "LEARNERS", "Row", "distance", "labelled", "loop_meta_grad", "regressor", "vectors"]
 
 F64 = torch.float64
-
-
-def distance(a, b):
-    """The largest difference of two trees, relative to the largest entry of the second."""
-    pairs = list(zip(tree_leaves(a), tree_leaves(b), strict=True))
-    scale = max(v.abs().max().item() for _, v in pairs)
-    return max((u - v).abs().max().item() for u, v in pairs) / max(scale, 1e-300)
-
-
-def vectors(key, tasks=4, shots=6, query=5, inputs=2, outputs=1):
-    """Random regression tasks in float64."""
-
-    def one(number, count):
-        x = normal(fold(key, 2 * number), (tasks, count, inputs), F64)
-        return Examples(x, normal(fold(key, 2 * number + 1), (tasks, count, outputs), F64))
-
-    return Task(one(1, shots), one(2, query), split(fold(key, 9), tasks))
-
-
-def labelled(key, tasks=3, shots=2, query=2, ways=3, shape=(4,)):
-    """Random classification tasks in float64, labels shuffled."""
-
-    def one(number, count):
-        x = normal(fold(key, 2 * number), (tasks, ways * count, *shape), F64)
-        return Examples(x, randint(fold(key, 2 * number + 1), ways, (tasks, ways * count)))
-
-    return Task(one(1, shots), one(2, query), split(fold(key, 9), tasks))
+vectors, labelled = random_regression, random_classification
 
 
 def regressor(inputs=2, width=8, outputs=1):
@@ -46,13 +23,30 @@ def regressor(inputs=2, width=8, outputs=1):
 class Row(NamedTuple):
     learner: Learner
     tasks: object  # key -> a batch of tasks
-    stochastic: bool = False
+    broken: tuple = ()  # laws that it does not promise
+
+
+PADDING = ("padding changes nothing",)  # broken where draws depend on the number of examples, or batch norm sees all
 
 
 def with_dropout():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
     return fmeta.from_module(net.double())
+
+
+def normed():
+    """A classifier with batch norm in the middle."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        OrderedDict(
+            body=torch.nn.Linear(2, 6),
+            norm1=torch.nn.BatchNorm1d(6),
+            squash=torch.nn.Tanh(),
+            head=torch.nn.Linear(6, 3),
+        )
+    )
+    return fmeta.from_module(net.double(), norm="batch")
 
 
 def learners():
@@ -70,7 +64,7 @@ def learners():
             ),
             vectors,
         ),
-        "maml-dropout": Row(fmeta.maml(with_dropout(), fmeta.mse, optimizer=sgd, steps=3), vectors, True),
+        "maml-dropout": Row(fmeta.maml(with_dropout(), fmeta.mse, optimizer=sgd, steps=3), vectors, PADDING),
         "maml-classes": Row(
             fmeta.maml(
                 fmeta.models.mlp([4, 8, 3], torch.tanh, F64),
@@ -83,16 +77,29 @@ def learners():
         ),
         "meta_sgd": Row(fmeta.meta_sgd(net, fmeta.mse, lr=0.1, steps=2), vectors),
         "anil": Row(fmeta.anil(net, fmeta.mse, optimizer=sgd, steps=3), vectors),
-        "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors, True),
+        "maml-rmsprop-masked": Row(
+            fmeta.maml(net, fmeta.mse, optimizer=fmeta.masked(fmeta.rmsprop(0.02, eps=1e-2), "!hidden1.*"), steps=3),
+            vectors,
+        ),
+        "boil": Row(fmeta.boil(net, fmeta.mse, optimizer=sgd, steps=3), vectors),
+        "cavia": Row(fmeta.cavia(regressor(2 + 3), fmeta.mse, context=3, optimizer=fmeta.sgd(0.5), steps=3), vectors),
+        "meta_curvature": Row(fmeta.meta_curvature(net, fmeta.mse, optimizer=sgd, steps=3), vectors),
+        "protomaml": Row(
+            fmeta.protomaml(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, optimizer=fmeta.sgd(0.1), steps=3),
+            labelled,
+        ),
+        "maml_plus_plus": Row(
+            fmeta.maml_plus_plus(normed(), fmeta.cross_entropy, lr=0.2, steps=3),
+            lambda key: labelled(key, shape=(2,)),
+            PADDING,
+        ),
+        "imaml": Row(fmeta.imaml(net, fmeta.mse, damping=2.0, optimizer=fmeta.sgd(0.2), steps=4), vectors),
+        "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors, PADDING),
     }
 
 
 LEARNERS = learners()
 EXACT = {"unrolled": fmeta.unrolled, "adjoint": fmeta.adjoint}
-
-
-def batched_init(learner, seed=0):
-    return learner.init(fmeta.key(seed))
 
 
 def loop_meta_grad(model, loss, tasks, meta, *, lr, steps):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -12,6 +14,7 @@ from torch.utils._pytree import tree_map
 import fmeta
 from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Task, fold, key, nearest
 from fmeta.execution import Scope
+from fmeta.learners import append
 from fmeta.tasks import Sampler, episodes, omniglot, sinusoid
 
 _VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
@@ -22,7 +25,7 @@ class Experiment(NamedTuple):
 
     learner: Learner
     optimizer: Optimizer
-    gradient: MetaGradient | None
+    gradient: dict[int, MetaGradient]  # from which meta-step on
     train: Sampler
     validation: Task
     metric: str  # the headline figure: "loss" or the name of a metric
@@ -32,12 +35,26 @@ class Experiment(NamedTuple):
 class Recipe:
     """The choices every recipe has."""
 
-    learner: Literal["maml", "reptile", "meta_sgd", "anil"] = "maml"
+    learner: Literal[
+        "maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "imaml", "protomaml", "maml_plus_plus", "meta_curvature"
+    ] = "maml"
     """algorithm"""
-    gradient: Literal["auto", "unrolled", "adjoint", "truncated", "first_order", "difference"] = "auto"
-    """meta-gradient; auto is the learner's own (unrolled, or difference for reptile)"""
+    gradient: Literal[
+        "auto", "unrolled", "adjoint", "truncated", "first_order", "difference", "implicit", "evolution"
+    ] = "auto"
+    """meta-gradient; auto is the learner's own"""
     last: int = 1
     """inner steps whose second-order term truncated keeps"""
+    first_order_until: int = 0
+    """meta-steps trained with first_order before the meta-gradient takes over"""
+    multi_step: bool = False
+    """minimise the loss after every inner step, weighed alike (maml_plus_plus does by itself)"""
+    solver_iterations: int = 5
+    """conjugate-gradient iterations of implicit"""
+    sigma: float = 0.01
+    """standard deviation of evolution's perturbations"""
+    pairs: int = 16
+    """antithetic pairs of evolution, for each task"""
     iterations: int = 15_000
     """meta-steps"""
     meta_batch: int = 25
@@ -46,16 +63,22 @@ class Recipe:
     """support examples of a task (of a class, for classification)"""
     query: int = 10
     """query examples of a task (of a class, for classification)"""
-    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    inner_optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "sgd"
     """optimizer of the inner loop"""
     inner_lr: float = 0.01
-    """rate of the inner loop, on the mean loss (where it starts, for meta_sgd)"""
+    """rate of the inner loop, on the mean loss (where it starts, for meta_sgd and maml_plus_plus)"""
     inner_steps: int = 1
     """inner steps in training"""
     inner_batch: int = 0
     """examples of an inner step of reptile; 0 takes all"""
+    inner_clip: float = 0.0
+    """largest norm of the inner gradient; 0 does not clip"""
     adapt: str = "head.*"
     """parameters that anil adapts, as patterns separated by commas"""
+    context: int = 5
+    """context parameters of cavia"""
+    damping: float = 2.0
+    """pull of imaml's inner problem towards meta"""
     outer_lr: float = 1e-3
     """rate of the outer loop: of Adam, or for reptile of plain interpolation"""
     outer_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -95,6 +118,8 @@ class Recipe:
 
     def check(self) -> None:
         """Raises InputError for numbers that would fail in mid-run."""
+        if self.first_order_until < 0:
+            raise InputError(f"recipe(first_order_until={self.first_order_until}): expected 0 or more")
         for name in ("iterations", "meta_batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe({name}={getattr(self, name)}): expected at least 1")
@@ -116,9 +141,11 @@ class Recipe:
         train = self.sampler("train")
         validation = self.sampler("validation")(fold(self.key(), _VALIDATION), 200)
         self.sampler("test")
-        learner, gradient = self.build_learner(), self.meta_gradient()
-        fmeta.meta_grad(learner, gradient)(learner.init(self.key()), tree_map(lambda t: t[:1], validation))
-        return Experiment(learner, self.outer(), gradient, train, validation, self.metric())
+        learner, phases = self.build_learner(), self.phases()
+        with warnings.catch_warnings(action="ignore"):  # training gives them
+            for gradient in phases.values():
+                fmeta.meta_grad(learner, gradient)(learner.init(self.key()), tree_map(lambda t: t[:1], validation))
+        return Experiment(learner, self.outer(), phases, train, validation, self.metric())
 
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""
@@ -147,23 +174,59 @@ class Recipe:
     def losses(self) -> dict[str, Any]:
         return {"loss": fmeta.mse}
 
+    def condition(self) -> Callable[[Any, torch.Tensor], Any]:
+        """How cavia's context enters the model."""
+        return append
+
+    def each_step(self) -> dict[str, str]:
+        """The parameters that maml_plus_plus learns for each step, where they are not the default."""
+        return {"each_step": ""}
+
     # parts
     def build_learner(self) -> Learner:
         kind: dict[str, Any] = {"steps": self.inner_steps, **self.losses()}
-        if self.learner == "meta_sgd":
-            return fmeta.meta_sgd(self.model(), lr=self.inner_lr, **kind)
-        optimizers = {"sgd": fmeta.sgd, "momentum": fmeta.momentum, "adam": fmeta.adam}
-        kind["optimizer"] = optimizers[self.inner_optimizer](self.inner_lr)
-        if self.learner == "reptile":
-            return fmeta.reptile(self.model(), batch=self.inner_batch or None, **kind)
-        if self.learner == "anil":
-            return fmeta.anil(self.model(), adapt=self.adapt, **kind)
-        return fmeta.maml(self.model(), **kind)
+        own: dict[str, dict[str, Any]] = {
+            "meta_sgd": {"lr": self.inner_lr},
+            "maml_plus_plus": {"lr": self.inner_lr, **self.each_step()},
+            "reptile": {"batch": self.inner_batch or None},
+            "anil": {"adapt": self.adapt},
+            "cavia": {"context": self.context, "condition": self.condition()},
+            "imaml": {"damping": self.damping, "gradient": fmeta.implicit(fmeta.cg(self.solver_iterations))},
+            "protomaml": {"ways": getattr(self, "ways", 0)},
+        }
+        if self.learner not in ("meta_sgd", "maml_plus_plus"):
+            kind["optimizer"] = self.inner()
+        return getattr(fmeta, self.learner)(self.model(), **kind, **own.get(self.learner, {}))
 
-    def meta_gradient(self) -> MetaGradient | None:
-        if self.gradient == "auto":
-            return None
-        return fmeta.truncated(self.last) if self.gradient == "truncated" else getattr(fmeta, self.gradient)()
+    def inner(self) -> Optimizer:
+        optimizers = {"sgd": fmeta.sgd, "momentum": fmeta.momentum, "rmsprop": fmeta.rmsprop, "adam": fmeta.adam}
+        optimizer = optimizers[self.inner_optimizer](self.inner_lr)
+        return fmeta.chain(fmeta.clip_by_global_norm(self.inner_clip), optimizer) if self.inner_clip else optimizer
+
+    def meta_gradient(self) -> MetaGradient:
+        weights = fmeta.multi_step(self.inner_steps) if self.multi_step else None
+        ways: dict[str, Callable[[], MetaGradient]] = {
+            "unrolled": lambda: fmeta.unrolled(weights),
+            "adjoint": lambda: fmeta.adjoint(weights),
+            "truncated": lambda: fmeta.truncated(self.last, weights),
+            "first_order": lambda: fmeta.first_order(weights),
+            "difference": fmeta.difference,
+            "implicit": lambda: fmeta.implicit(fmeta.cg(self.solver_iterations)),
+            "evolution": lambda: fmeta.evolution(self.sigma, self.pairs),
+        }
+        if weights and self.gradient not in ("unrolled", "adjoint", "truncated", "first_order"):
+            raise InputError(
+                f"recipe(multi_step=True, gradient={self.gradient!r}): expected a meta-gradient that weighs the losses "
+                "of all steps: unrolled, adjoint, truncated or first_order"
+            )
+        return self.build_learner().gradient if self.gradient == "auto" else ways[self.gradient]()
+
+    def phases(self) -> dict[int, MetaGradient]:
+        """First meta-step -> meta-gradient from there on."""
+        gradient = self.meta_gradient()
+        if not self.first_order_until:
+            return {0: gradient}
+        return {0: fmeta.first_order(getattr(gradient, "loss_weights", None)), self.first_order_until: gradient}
 
     def outer(self) -> Optimizer:
         schedules = {
@@ -195,7 +258,9 @@ class Sinusoid(Recipe):
         return sinusoid(shots=self.shots, query=self.query if split == "train" else 100)
 
     def model(self) -> Model:
-        return fmeta.models.mlp([1, *self.hidden, 1])
+        if self.learner == "protomaml":
+            raise InputError("recipe sinusoid(learner='protomaml'): it needs classes; expected another learner")
+        return fmeta.models.mlp([1 + (self.context if self.learner == "cavia" else 0), *self.hidden, 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +296,18 @@ class Omniglot(Recipe):
         return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
 
     def model(self) -> Model:
+        ways = None if self.learner == "protomaml" else self.ways
+        channels = 1 + self.context if self.learner == "cavia" else 1
         if self.network == "conv2":
-            return fmeta.models.conv2(self.ways)
-        return fmeta.models.conv4(self.ways, form=self.network, width=self.width, norm=self.norm)
+            return fmeta.models.conv2(ways, channels=channels)
+        return fmeta.models.conv4(ways, channels=channels, form=self.network, width=self.width, norm=self.norm)
+
+    def condition(self) -> Callable[[Any, torch.Tensor], Any]:
+        """As constant channels beside the image's."""
+        return lambda x, context: torch.cat([x, context[:, None, None].expand(len(x), -1, *x.shape[2:])], 1)
+
+    def each_step(self) -> dict[str, str]:
+        return {} if self.network != "conv2" and self.norm != "none" else super().each_step()
 
     def preferred_scope(self) -> Scope:
         """One graph of several unrolled convolutional steps compiles for many minutes."""

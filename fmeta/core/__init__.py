@@ -5,6 +5,7 @@ from fmeta.core._checks import (
     check_meta,
     check_model,
     check_optimizer,
+    check_pattern,
     check_tasks,
     nearest,
     refuse_compiled,
@@ -19,11 +20,15 @@ from fmeta.core._optim import (
     clip_by_global_norm,
     cosine_decay,
     linear_decay,
+    masked,
     momentum,
+    per_step,
+    rmsprop,
     sgd,
     step_decay,
 )
 from fmeta.core._random import choice, fold, key, normal, permutation, randint, split, uniform
+from fmeta.core._solve import Solver, cg, direct, neumann
 from fmeta.core._types import (
     At,
     Examples,
@@ -42,8 +47,9 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model", "Optimizer",
-    "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "chain", "check_meta", "check_model", "check_optimizer",
-    "check_tasks", "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy", "eager", "fold", "from_module",
-    "key", "linear_decay", "momentum", "mse", "nearest", "normal", "permutation", "randint", "refuse_compiled",
-    "sgd", "split", "step_decay", "trajectory", "uniform",
+    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain", "check_meta", "check_model",
+    "check_optimizer", "check_pattern", "check_tasks", "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy",
+    "direct", "eager", "fold", "from_module", "key", "linear_decay", "masked", "momentum", "mse", "nearest", "neumann",
+    "normal", "per_step", "permutation", "randint", "refuse_compiled", "rmsprop", "sgd", "split", "step_decay",
+    "trajectory", "uniform",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
+from fmeta.core._tree import leaf_names, matching
 from fmeta.core._types import Examples, Optimizer, Task, Tree
 
 
@@ -34,7 +35,7 @@ def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> 
             f"{call}: labels of shape {list(y.shape)} for {length} predictions; expected one integer label per "
             f"example, [{length}]; use y.squeeze(-1) or argmax(-1) on one-hot labels"
         )
-    if torch.compiler.is_compiling() or (y.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if hidden(y):
         return
     values = torch.func.debug_unwrap(y)
     if values.numel():
@@ -44,6 +45,11 @@ def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> 
                 f"{call}: labels run from {low} to {high}; expected 0 to {ways - 1}, because the predictions have "
                 f"{ways} classes; relabel the classes of each task from 0, or give the model as many outputs as ways"
             )
+
+
+def hidden(t: Tensor) -> bool:
+    """Whether values cannot be looked at now: a graph is being traced or captured."""
+    return torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_tasks(call: str, tasks: Task) -> int:
@@ -107,6 +113,20 @@ def check_meta(call: str, meta: Tree) -> None:
                 f"{call}: {name} requires grad; expected a plain tensor, because fmeta differentiates with torch.func "
                 "and autograd would keep a second graph alive; pass it as .detach()"
             )
+
+
+def check_pattern(call: str, params: Tree, patterns: str) -> None:
+    """Every pattern matches a parameter; after a `!`, something is left over."""
+    names = tuple(leaf_names(params))
+    if "!" in patterns[1:]:
+        raise InputError(f"{call}({patterns!r}): expected at most one '!', in front of all patterns")
+    for pattern in patterns.removeprefix("!").split(","):
+        if not matching(names, pattern):
+            raise InputError(
+                f"{call}({patterns!r}): {pattern.strip()!r} matches no parameter; {nearest(pattern.strip(), names)}"
+            )
+    if not matching(names, patterns):
+        raise InputError(f"{call}({patterns!r}): leaves no parameter; known: {', '.join(names)}")
 
 
 def check_model(call: str, model: Any) -> None:

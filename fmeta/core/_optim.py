@@ -1,7 +1,7 @@
 """Optimizers for the inner and the outer loop, as pure functions over trees. Equal to torch.optim in float64.
 
-A rate is a float, a scalar tensor, a tree of tensors shaped like the parameters (so it can be learned), or a schedule:
-a function from the count of updates made so far, a float tensor, to the rate.
+A rate is a float, a scalar tensor, a tree with a tensor for each parameter, a scalar or of its shape (so it can be
+learned), or a schedule: a function from the count of updates made so far, a float tensor, to any of these.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_pattern
 from fmeta.core._types import Optimizer, Tree
 
-Schedule = Callable[[Tensor], Tensor]
+Schedule = Callable[[Tensor], Tree]
 Rate = float | Tensor | Tree | Schedule
 
 
 class MomentumState(NamedTuple):
     velocity: Tree
+    step: Tensor
+
+
+class RMSPropState(NamedTuple):
+    square: Tree
     step: Tensor
 
 
@@ -57,6 +62,27 @@ def momentum(lr: Rate, beta: float = 0.9, nesterov: bool = False) -> Optimizer:
         velocity = tree.add(tree.scale(state.velocity, beta), grads)
         direction = tree.add(grads, tree.scale(velocity, beta)) if nesterov else velocity
         return _descend(lr, state.step, direction), MomentumState(velocity, state.step + 1)
+
+    return Optimizer(init, update)
+
+
+def rmsprop(lr: Rate, decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
+    """RMSProp (Tieleman & Hinton 2012, lecture 6.5): v ← decay·v + (1−decay)g²; Δθ = −lr·g / (√v + eps), as torch's.
+
+    The root has slope 0 at v = 0, as in `adam`.
+    """
+    _check_rate("rmsprop", lr)
+    _check_decay("rmsprop", decay=decay)
+    if not eps >= 0:
+        raise InputError(f"rmsprop(eps={eps}): expected eps >= 0")
+
+    def init(params: Tree) -> RMSPropState:
+        return RMSPropState(tree.zeros_like(params), _count(params))
+
+    def update(grads: Tree, state: RMSPropState, params: Tree) -> tuple[Tree, RMSPropState]:
+        square = tree.tree_map(lambda v, g: decay * v + (1 - decay) * g * g, state.square, grads)
+        direction = tree.tree_map(lambda g, v: g / (tree.root(v) + eps), grads, square)
+        return _descend(lr, state.step, direction), RMSPropState(square, state.step + 1)
 
     return Optimizer(init, update)
 
@@ -127,6 +153,46 @@ def chain(*links: Optimizer) -> Optimizer:
     return Optimizer(init, update)
 
 
+def masked(optimizer: Optimizer, pattern: str) -> Optimizer:
+    """Moves only the parameters whose names match; the others stay, and have neither state nor a share in a norm.
+
+    Args:
+        optimizer: sees a dict of the matching parameters by name (so a tree of rates is such a dict).
+        pattern: shell-style patterns separated by commas (`head.*`); `!` in front means all but these.
+
+    Raises:
+        InputError: (when it first runs) a pattern that matches no parameter.
+    """
+
+    def chosen(params: Tree) -> dict[str, Tensor]:
+        check_pattern("masked", params, pattern)
+        return tree.select_leaves(params, pattern)
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        updates, state = optimizer.update(tree.select_leaves(grads, pattern), state, chosen(params))
+        return tree.replace_leaves(tree.zeros_like(grads), updates), state
+
+    return Optimizer(lambda params: optimizer.init(chosen(params)), update)
+
+
+def per_step(rates: Tree) -> Schedule:
+    """A schedule that looks rates up by the count: leaves `[step, ...]` give those of the present step, and after the
+    last step the last. Learned, with a leaf `[step]` for each parameter, they are LSLR (Antoniou et al. 2019,
+    https://arxiv.org/abs/1810.09502)."""
+
+    if not all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) for leaf in tree.tree_leaves(rates)):
+        raise InputError("per_step(rates): expected a tree of tensors [step, ...], with one step at least")
+
+    def rate(count: Tensor) -> Tree:
+        def pick(leaf: Tensor) -> Tensor:
+            # index_select, because a tensor cannot index under torch.compile here
+            return leaf.index_select(0, count.clamp(max=len(leaf) - 1).to(torch.int64).reshape(1))[0]
+
+        return tree.tree_map(pick, rates)
+
+    return rate
+
+
 def cosine_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     """floor + (lr − floor)·(1 + cos(π·count/steps))/2, and `floor` after `steps` updates (Loshchilov & Hutter 2017)."""
     if steps < 1:
@@ -161,8 +227,15 @@ def _descend(lr: Rate, count: Tree, direction: Tree) -> Tree:
         return tree.scale(direction, -rate)
     if isinstance(rate, Tensor) and rate.ndim == 0:
         return tree.tree_map(lambda d: -rate.to(d.dtype) * d, direction)
-    if not tree.same_structure(rate, direction):
-        raise InputError("optimizer(lr=a tree): the rates are not shaped like the parameters; expected a rate for each")
+    rates, parts = tree.named_leaves(rate), tree.named_leaves(direction)
+    wrong = sorted(rates.keys() ^ parts.keys())
+    if not wrong:
+        wrong = [n for n, r in rates.items() if not (isinstance(r, Tensor) and r.shape in ((), parts[n].shape))]
+    if wrong:
+        raise InputError(
+            f"optimizer(lr=a tree): the rates do not fit the parameters at {', '.join(wrong[:5])}; expected one for "
+            "each parameter, a scalar tensor or one of its shape, nested as they are"
+        )
     return tree.tree_map(lambda d, r: -r.to(d.dtype) * d, direction, rate)
 
 

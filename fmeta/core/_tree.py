@@ -7,13 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_structure,
+    tree_unflatten,
+)
 
 from fmeta.core._types import Tree
 
 __all__ = [
-    "add", "dot", "global_norm", "leaf_names", "mean_tasks", "named_leaves", "replace_leaves", "root", "same_structure",
-    "scale", "select_leaves", "sub", "tree_leaves", "tree_map", "where", "zeros_like",
+    "add", "dot", "global_norm", "leaf_names", "matching", "mean_tasks", "named_leaves", "replace_leaves", "root",
+    "same_structure", "scale", "select_leaves", "sub", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten",
+    "where", "zeros_like",
 ]  # fmt: skip
 
 
@@ -51,7 +59,7 @@ def dot(a: Tree, b: Tree) -> Tensor:
 def root(x: Tensor) -> Tensor:
     """The square root, with slope 0 instead of infinity at 0: second derivatives stay finite."""
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
+    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), 0.0 * x)  # NaN stays NaN
 
 
 def global_norm(a: Tree) -> Tensor:
@@ -76,14 +84,18 @@ def leaf_names(tree: Tree) -> list[str]:
 
 
 def select_leaves(tree: Tree, patterns: str) -> dict[str, Any]:
-    """The leaves whose names match: shell-style patterns separated by commas (`head.*`)."""
+    """The leaves whose names match: shell-style patterns separated by commas (`head.*`), all others after a `!`."""
     named = named_leaves(tree)
-    return {name: named[name] for name in _matching(tuple(named), patterns)}
+    return {name: named[name] for name in matching(tuple(named), patterns)}
 
 
 @torch.compiler.assume_constant_result  # dynamo cannot trace into fnmatch
-def _matching(names: tuple[str, ...], patterns: str) -> tuple[str, ...]:
-    return tuple(n for n in names if any(fnmatchcase(n, p.strip()) for p in patterns.split(",")))
+def matching(names: tuple[str, ...], patterns: str) -> tuple[str, ...]:
+    """The names that match."""
+    rest = patterns.removeprefix("!")
+    return tuple(
+        n for n in names if any(fnmatchcase(n, p.strip()) for p in rest.split(",")) is not patterns.startswith("!")
+    )
 
 
 def replace_leaves(tree: Tree, leaves: dict[str, Any]) -> Tree:

@@ -74,6 +74,7 @@ class Inner(NamedTuple):
     optimizer: Callable[[Tree], Optimizer]  # meta -> optimizer
     steps: int
     batch: Callable[[Examples, At], Examples] = everything  # support, at -> the examples of this step
+    strongly_convex: bool = False  # in fast, near where descent ends: what `implicit` needs, and cannot see for itself
 
 
 class Learner(NamedTuple):

@@ -12,8 +12,10 @@ from fmeta.core._checks import InputError, check_meta, check_tasks, refuse_compi
 from fmeta.core._inner import over_tasks
 from fmeta.core._random import fold, key, normal
 from fmeta.core._types import Learner, MetaGradient, Task, Tree
+from fmeta.gradients._batched import step_weights
 from fmeta.gradients._meta_grad import meta_grad
 from fmeta.gradients._replayed import first_order
+from fmeta.gradients._unrolled import objective
 
 
 class GradientReport(NamedTuple):
@@ -42,6 +44,8 @@ def check_meta_grad(
 ) -> GradientReport:
     """Compares a meta-gradient with central finite differences of the mean query loss after adaptation.
 
+    (Of the weighted losses after every step, where the meta-gradient has `loss_weights`.)
+
     Everything is cast to float64. Each parameter tensor is moved along random unit directions, at a cost of
     `6 · directions · tensors` adaptations. The loss of a network with kinks (ReLU, max pooling) jumps where the inner
     gradient crosses one, so each direction is measured with three lengths, of which the two that agree best are
@@ -66,12 +70,13 @@ def check_meta_grad(
         raise InputError(f"check_meta_grad(directions={directions}, step={step}): expected at least 1, and a step > 0")
     meta, tasks = _double(meta), _double(tasks)
 
-    def value(at: Tree) -> Tensor:
-        def task_loss(m: Tree, task: Task) -> Tensor:
-            return learner.loss(learner.adapt(m, task.support, task.key), m, task.query)[0]
+    gradient = gradient or learner.gradient
+    weights = step_weights("check_meta_grad", getattr(gradient, "loss_weights", None), learner)
+    task_loss = objective(learner, weights)
 
+    def value(at: Tree) -> Tensor:
         with torch.no_grad():
-            return over_tasks(task_loss)(at, tasks).mean()
+            return over_tasks(lambda m, task: task_loss(m, task)[0])(at, tasks).mean()
 
     def slope(name: str, leaf: Tensor, move: Tensor) -> Tensor:
         found = []
@@ -86,7 +91,8 @@ def check_meta_grad(
     numeric: dict[str, Tensor] = {}
     analytic: dict[str, Tensor] = {}
     simple: dict[str, Tensor] = {}
-    constant = tree.named_leaves(meta_grad(learner, first_order())(meta, tasks)[0]) if learner.inner else None
+    simplest = meta_grad(learner, first_order(weights)) if learner.inner else None
+    constant = tree.named_leaves(simplest(meta, tasks)[0]) if simplest else None
     for i, (name, leaf) in enumerate(leaves.items()):
         moves = []
         for j in range(directions):

@@ -8,7 +8,7 @@ from fmeta.core import _tree as tree
 from fmeta.core._checks import InputError
 from fmeta.core._inner import over_tasks
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
-from fmeta.gradients._replayed import inner_of
+from fmeta.gradients._batched import inner_of
 
 
 def difference() -> MetaGradient:

@@ -25,7 +25,7 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
             tasks without a common task axis.
     """
     chosen = gradient or learner.gradient
-    if isinstance(chosen, FunctionType) and len(signature(chosen).parameters) < 2:
+    if isinstance(chosen, FunctionType) and signature(chosen).return_annotation in ("MetaGradient", MetaGradient):
         name = chosen.__name__
         raise InputError(f"meta_grad(gradient={name}): got the factory; expected a meta-gradient; call it: {name}(…)")
     grads = chosen(learner, stage)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_model, check_optimizer, nearest
-from fmeta.core._losses import weighted_mean
-from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
+from fmeta.core._types import Learner, Loss, MetaGradient, Model, Optimizer
 from fmeta.gradients import unrolled
-from fmeta.learners._parts import Metrics, forward, gradient_based
+from fmeta.learners._parts import Metrics, adapt_part
 
 
 def anil(
@@ -27,8 +22,8 @@ def anil(
     Args:
         model: the network; `meta` is all its parameters, `fast` a dict of the adapted ones by name.
         loss: `(prediction, y) -> [example]` (or a mean).
-        adapt: shell-style patterns of the parameter names that adapt, separated by commas. The others get no inner
-            gradient at all; all of them are meta-learned.
+        adapt: shell-style patterns of the parameter names that adapt, separated by commas; `!` in front means all but
+            these. The others get no inner gradient at all; all of them are meta-learned.
         optimizer: of the inner loop.
         steps: inner steps, at least 1.
         metrics: more functions to report on the query, by name.
@@ -36,24 +31,4 @@ def anil(
     Raises:
         InputError: (when it first runs) a pattern that matches no parameter.
     """
-    check_model("anil", model)
-    check_optimizer("anil", optimizer)
-
-    def start(meta: Tree, support: Examples) -> Tree:
-        for pattern in adapt.split(","):
-            if not tree.select_leaves(meta, pattern):
-                raise InputError(
-                    f"anil(adapt={adapt!r}): {pattern.strip()!r} matches no parameter; "
-                    f"{nearest(pattern.strip(), tree.leaf_names(meta))}"
-                )
-        return tree.select_leaves(meta, adapt)
-
-    def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
-        prediction = forward(model, tree.replace_leaves(meta, fast), batch.x, at.key)
-        return weighted_mean(loss(prediction, batch.y), batch.weight, "anil")
-
-    def predict(fast: Tree, meta: Tree, x: Tree) -> Tree:
-        return model.apply(tree.replace_leaves(meta, fast), x)
-
-    inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
-    return gradient_based("anil", model.init, inner, predict, loss, metrics, gradient or unrolled())
+    return adapt_part("anil", model, loss, adapt, optimizer, steps, gradient or unrolled(), metrics)

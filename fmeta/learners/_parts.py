@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fmeta.core._checks import InputError
+from fmeta.core import _tree as tree
+from fmeta.core._checks import InputError, check_model, check_optimizer, check_pattern
 from fmeta.core._inner import descend
 from fmeta.core._losses import weighted_mean
-from fmeta.core._types import Examples, Inner, Learner, Loss, MetaGradient, Model, Tree
+from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 
 Metrics = Mapping[str, Loss]
 
@@ -33,8 +34,9 @@ def gradient_based(
     """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
     if inner.steps < 1:
         raise InputError(f"{name}(steps={inner.steps}): expected at least 1 inner step")
-    if "loss" in (metrics or {}):
-        raise InputError(f"{name}(metrics=…): a metric is called 'loss', which is the loss itself; rename it")
+    for taken in ("loss", "residual", "inner_gradient"):
+        if taken in (metrics or {}):
+            raise InputError(f"{name}(metrics=…): a metric is called {taken!r}, which fmeta reports itself; rename it")
 
     def query_loss(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = predict(fast, meta, query.x)
@@ -43,6 +45,35 @@ def gradient_based(
         return value, reported
 
     return Learner(init, descend(inner), predict, query_loss, inner, gradient, name)
+
+
+def adapt_part(
+    name: str,
+    model: Model,
+    loss: Loss,
+    pattern: str,
+    optimizer: Optimizer,
+    steps: int,
+    gradient: MetaGradient,
+    metrics: Metrics | None,
+) -> Learner:
+    """A learner whose meta is all the model's parameters, of which those that match adapt: `fast`, a dict by name."""
+    check_model(name, model)
+    check_optimizer(name, optimizer)
+
+    def start(meta: Tree, support: Examples) -> Tree:
+        check_pattern(name, meta, pattern)
+        return tree.select_leaves(meta, pattern)
+
+    def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
+        prediction = forward(model, tree.replace_leaves(meta, fast), batch.x, at.key)
+        return weighted_mean(loss(prediction, batch.y), batch.weight, name)
+
+    def predict(fast: Tree, meta: Tree, x: Tree) -> Tree:
+        return model.apply(tree.replace_leaves(meta, fast), x)
+
+    inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
+    return gradient_based(name, model.init, inner, predict, loss, metrics, gradient)
 
 
 def with_inner(learner: Learner, inner: Inner) -> Learner:

@@ -25,7 +25,7 @@ _POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
 
 
 def conv4(
-    ways: int,
+    ways: int | None,
     *,
     form: Literal["stride", "pool"] = "stride",
     width: int = 64,
@@ -40,7 +40,7 @@ def conv4(
     `[example, way]`.
 
     Args:
-        ways: outputs.
+        ways: outputs; None leaves the head away, for an encoder: `[example, feature]`.
         form: "stride": convolutions of stride 2 and the mean over what is left of the image, as in the code of Finn et
             al. 2017 for Omniglot. "pool": 2x2 pooling after each block, then flattened (Vinyals et al. 2016,
             https://arxiv.org/abs/1606.04080; Snell et al. 2017, https://arxiv.org/abs/1703.05175).
@@ -68,7 +68,7 @@ def conv4(
             params |= init_layer(fold(key, i), f"conv{i}", (width, channels if i == 1 else width, 3, 3), dtype)
             if norm != "none":
                 params |= init_norm(key, f"norm{i}", width, dtype)
-        return params | init_layer(fold(key, 5), "head", (ways, features), dtype)
+        return params if ways is None else params | init_layer(fold(key, 5), "head", (ways, features), dtype)
 
     def apply(params: Params, x: Tensor) -> Tensor:
         _check_image("conv4", x, channels, size)
@@ -78,13 +78,13 @@ def conv4(
             if form == "pool":
                 x = _POOLS[pool](x)
         x = x.mean((-2, -1)) if form == "stride" else x.flatten(1)
-        return linear(params, "head", x)
+        return x if ways is None else linear(params, "head", x)
 
     return Model(init, apply)
 
 
 def conv2(
-    ways: int,
+    ways: int | None,
     *,
     channels: int = 1,
     size: int = 28,
@@ -93,7 +93,8 @@ def conv2(
     dtype: torch.dtype = torch.float32,
 ) -> Model:
     """The small network of textbooks: two blocks of 3x3 convolution (32, 64), activation and 2x2 pooling, a fully
-    connected layer of 128, a linear head: `[example, channel, size, size]` -> `[example, way]`.
+    connected layer of 128, a linear head: `[example, channel, size, size]` -> `[example, way]` (`[example, 128]`
+    without the head, where `ways` is None).
 
     Parameters are `conv1.weight` … `hidden.bias`, `head.weight`, `head.bias`.
     """
@@ -103,8 +104,7 @@ def conv2(
         "conv1": (32, channels, 3, 3),
         "conv2": (64, 32, 3, 3),
         "hidden": (128, 64 * (size // 4) ** 2),
-        "head": (ways, 128),
-    }
+    } | ({} if ways is None else {"head": (ways, 128)})
 
     def init(key: Tensor) -> Params:
         params: Params = {}
@@ -116,7 +116,8 @@ def conv2(
         _check_image("conv2", x, channels, size)
         for name in ("conv1", "conv2"):
             x = _POOLS[pool](activation(conv3x3(params, name, x)))
-        return linear(params, "head", activation(linear(params, "hidden", x.flatten(1))))
+        x = activation(linear(params, "hidden", x.flatten(1)))
+        return x if ways is None else linear(params, "head", x)
 
     return Model(init, apply)
 

@@ -6,17 +6,18 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fmeta.core import Info, InputError, Learner, MetaGradient, Optimizer, Task, check_tasks, fold
 from fmeta.core._inner import over_tasks
 from fmeta.execution import plan
+from fmeta.gradients import meta_grad
 from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, prune, save_checkpoint
 from fmeta.training._trainer import TrainState, trainer
 
@@ -42,7 +43,7 @@ def fit(
     key: Tensor,
     iterations: int,
     meta_batch: int,
-    gradient: MetaGradient | None = None,
+    gradient: MetaGradient | Mapping[int, MetaGradient] | None = None,
     scope: str = "none",
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -68,7 +69,9 @@ def fit(
         key: of the whole run; it decides the initialisation and every task.
         iterations: meta-steps in all, those of a resumed run included.
         meta_batch: tasks per meta-step.
-        gradient: how to differentiate through the adaptation; None is the learner's own.
+        gradient: how to differentiate through the adaptation; None is the learner's own. A mapping from meta-steps to
+            meta-gradients swaps them on the way: `{0: first_order(), 5000: unrolled()}` anneals from first to second
+            order. The outer optimizer goes on undisturbed.
         scope: "none", "whole" or "step": what is compiled (`fmeta.execution.plan`).
         run_dir: where to keep the run; None keeps nothing.
         resume: go on from the last checkpoint in `run_dir`; metrics.jsonl is cut back to it.
@@ -89,20 +92,25 @@ def fit(
     if resume and run_dir is None:
         raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
     run = plan(scope)
-    train = trainer(learner, optimizer, gradient, stage=run.stage)
-    state = train.init(fold(key, 0))
+    phases = _phases(gradient)
+    trainers = {first: trainer(learner, optimizer, chosen, stage=run.stage) for first, chosen in phases.items()}
+    state = trainers[0].init(fold(key, 0))
     identity = {"key": int(key), "meta_batch": meta_batch}
     keeper = _Keeper(run_dir, resume, validate, iterations, identity) if run_dir is not None else None
     if keeper is not None:
         state = keeper.restore(state)
-    at, first, window, step = int(state.step), True, _Window(), run.whole(train.step)
+    at, phase, window = int(state.step), -1, _Window()
     batches = _batches(sample, fold(key, _TASKS), meta_batch, at)
     try:
         while at < iterations:
             tasks = next(batches)
-            if first:
+            present = max(first for first in phases if first <= at)
+            if present != phase:
+                phase, step = present, run.whole(trainers[present].step)
                 _try_once(learner, state.meta, tasks)
-                first = False
+                if run.scope == "whole":
+                    # one eager task, for the warnings that a graph cannot give
+                    meta_grad(learner, phases[present])(state.meta, tree_map(lambda leaf: leaf[:1], tasks))
             state, info = step(state, tasks)
             at += 1
             window.add(info)
@@ -140,6 +148,18 @@ def _batches(sample: Callable[[Tensor, int], Task], key: Tensor, meta_batch: int
                 yield tree_unflatten(batch, structure)
 
 
+def _phases(gradient: MetaGradient | Mapping[int, MetaGradient] | None) -> dict[int, MetaGradient | None]:
+    """First meta-step -> meta-gradient from there on."""
+    if not isinstance(gradient, Mapping):
+        return {0: gradient}
+    if 0 not in gradient or not all(isinstance(first, int) and first >= 0 for first in gradient):
+        raise InputError(
+            f"fit(gradient=a mapping): its keys are {list(gradient)}; expected the first meta-step of each "
+            "meta-gradient, integers, 0 among them"
+        )
+    return dict(gradient)
+
+
 def _try_once(learner: Learner, meta: Any, tasks: Task) -> None:
     """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
     check_tasks("fit", tasks)
@@ -171,8 +191,10 @@ class _Window:
 
     def close(self) -> dict[str, float]:
         values = {"loss": torch.stack([i.loss for i in self.infos]).mean().item()}
-        for name in self.infos[0].metrics:
-            values[name] = torch.stack([i.metrics[name].mean() for i in self.infos]).mean().item()
+        for name in dict.fromkeys(
+            name for i in self.infos for name in i.metrics
+        ):  # two phases may report different ones
+            values[name] = torch.stack([i.metrics[name].mean() for i in self.infos if name in i.metrics]).mean().item()
         self.infos.clear()
         return values
 

@@ -133,8 +133,8 @@ def test_without_run_dir_a_new_folder_below_runs_is_made(tmp_path, monkeypatch):
     assert (folder / "evaluation.json").exists()
 
 
-LEARNERS = ["maml", "reptile", "meta_sgd", "anil"]
-GRADIENTS = ["unrolled", "adjoint", "truncated", "first_order", "difference"]
+LEARNERS = ["maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "maml_plus_plus", "meta_curvature"]
+GRADIENTS = ["unrolled", "adjoint", "truncated", "first_order", "difference", "evolution"]
 
 
 @pytest.mark.parametrize(("field", "value"), [("learner", v) for v in LEARNERS] + [("gradient", v) for v in GRADIENTS])
@@ -153,6 +153,31 @@ def test_more_choices_reach_the_run(tmp_path):
     assert main(["train", *TINY, *options, "--run-dir", str(tmp_path / "a")]) == 0
     assert main(["train", *TINY, *options, "--clip", "0.001", "--run-dir", str(tmp_path / "b")]) == 0
     assert state_bytes(tmp_path / "a", 4) != state_bytes(tmp_path / "b", 4)
+
+
+def test_imaml_trains_by_implicit_gradients_and_reports_the_residual(tmp_path):
+    run, options = tmp_path / "run", ["--learner", "imaml", "--solver-iterations", "60", "--damping", "50"]
+    options += ["--inner-optimizer", "rmsprop", "--inner-lr", "0.001"]
+    assert main(["train", *TINY, *options, "--run-dir", str(run)]) == 0
+    assert all(0 <= line["residual"] < 1e-2 for line in lines_of(run))
+
+
+def test_an_unconverged_solver_warns_once(tmp_path):
+    options = ["--learner", "imaml", "--solver-iterations", "1", "--damping", "0.1", "--run-dir", str(tmp_path / "run")]
+    with pytest.warns(UserWarning, match="relative residual") as caught:
+        assert main(["train", *TINY, "--iterations", "1", *options]) == 0
+    assert len(caught) == 1
+
+
+def test_first_order_until_swaps_the_meta_gradient(tmp_path):
+    """Up to the swap the run is first order's, after it no longer."""
+    for name, options in {"mixed": ["--first-order-until", "2"], "first": ["--gradient", "first_order"]}.items():
+        many = ["--inner-steps", "2", "--inner-lr", "0.1", "--multi-step"]
+        gradient = ["--gradient", "adjoint"] if name == "mixed" else []
+        run = tmp_path / name
+        assert main(["train", *TINY, *many, *gradient, *options, "--run-dir", str(run)]) == 0
+    assert lines_of(tmp_path / "mixed")[0] == lines_of(tmp_path / "first")[0]
+    assert state_bytes(tmp_path / "mixed", 4) != state_bytes(tmp_path / "first", 4)
 
 
 def test_a_run_dir_that_holds_a_run_is_refused_and_untouched(run, fails):
@@ -417,6 +442,12 @@ def test_check_tells_exact_from_first_order_on_another_net(capfd, gradient):
         (["train", *TINY, "--inner-steps", "0"], "maml(steps=0)"),
         (["train", *TINY, "--shots", "0"], "sinusoid(shots=0"),
         (["check", "--gradient", "truncated", "--last", "4"], "truncated(last=4): maml takes 1 inner steps"),
+        (["train", *TINY, "--gradient", "implicit"], "meta_grad(maml, implicit(solve)): it needs"),
+        (["train", *TINY, "--learner", "imaml", "--solver-iterations", "0"], "cg(iterations=0)"),
+        (["train", *TINY, "--learner", "protomaml"], "recipe sinusoid(learner='protomaml')"),
+        (["train", *TINY, "--multi-step", "--learner", "reptile"], "recipe(multi_step=True, gradient='auto')"),
+        (["train", *TINY, "--first-order-until", "-1"], "recipe(first_order_until=-1)"),
+        (["train", *TINY, "--learner", "anil", "--adapt", "hed.*"], "'hed.*' matches no parameter; did you mean"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_call_and_makes_no_folder(

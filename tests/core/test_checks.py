@@ -261,7 +261,7 @@ class TestSlips:
             with pytest.raises(InputError, match="expected a number, a tensor, a tree of tensors, or a schedule"):
                 fmeta.sgd(rate)
         learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(torch.ones(3)), steps=1)
-        with pytest.raises(InputError, match="expected a rate for each"):
+        with pytest.raises(InputError, match="expected one for each parameter"):
             fmeta.meta_grad(learner)(META, GOOD)
         with pytest.raises(InputError, match="expected both >= 0"):
             fmeta.adamw(0.1, weight_decay=math.nan)

@@ -1,14 +1,17 @@
 """Optimizers equal torch.optim, and can be differentiated through."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from helpers import F64
-from torch.func import grad
+from torch.func import grad, jacrev
+from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta.core._tree import add
+from fmeta.testing import distance
 
 
 def run(optimizer, params, grads):
@@ -51,6 +54,7 @@ PAIRS = {
     "adam": (fmeta.adam(0.01, 0.8, 0.99, 1e-6), lambda p: T.Adam(p, 0.01, (0.8, 0.99), 1e-6)),
     "adam-b1-0": (fmeta.adam(0.01, b1=0.0), lambda p: T.Adam(p, 0.01, (0.0, 0.999))),
     "adamw": (fmeta.adamw(0.01, weight_decay=0.3), lambda p: T.AdamW(p, 0.01, weight_decay=0.3)),
+    "rmsprop": (fmeta.rmsprop(0.01), lambda p: T.RMSprop(p, 0.01)),
 }
 
 
@@ -71,12 +75,12 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "rmsprop"])
 def test_schedules_equal_torch(name, kind, problem):
     rate, scheduler = SCHEDULES[name]
     params, grads = problem
     grads = grads[:10]  # torch's cosine rises again after its period; ours stays at the floor
-    make = {"sgd": T.SGD, "adam": T.Adam}[kind]
+    make = {"sgd": T.SGD, "adam": T.Adam, "rmsprop": T.RMSprop}[kind]
     expected = run_torch(lambda p: make(p, 0.1), params, grads, scheduler)
     for n, value in run(getattr(fmeta, kind)(rate), params, grads).items():
         torch.testing.assert_close(value, expected[n], rtol=1e-12, atol=1e-12)
@@ -113,7 +117,13 @@ def test_rates_may_be_tensors_and_trees_and_are_differentiable(rate, problem):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [fmeta.adam(0.1), fmeta.adamw(0.1), fmeta.clip_by_global_norm(1.0), fmeta.chain(fmeta.clip_by_global_norm(1.0))],
+    [
+        fmeta.adam(0.1),
+        fmeta.adamw(0.1),
+        fmeta.rmsprop(0.1),
+        fmeta.clip_by_global_norm(1.0),
+        fmeta.chain(fmeta.clip_by_global_norm(1.0)),
+    ],
 )
 def test_slope_at_zero_gradient_is_finite(optimizer):
     """Exact zeros, as ReLU gives them, meet square roots whose true slope is infinite."""
@@ -151,6 +161,11 @@ def test_half_precision_parameters_count_in_float32():
         lambda: fmeta.adam(math.nan),
         lambda: fmeta.momentum(0.1, beta=1.0),
         lambda: fmeta.adam(0.1, b2=1.5),
+        lambda: fmeta.rmsprop(math.inf),
+        lambda: fmeta.rmsprop(0.1, decay=1.0),
+        lambda: fmeta.rmsprop(0.1, decay=-0.1),
+        lambda: fmeta.rmsprop(0.1, eps=-1e-8),
+        lambda: fmeta.rmsprop(0.1, eps=math.nan),
         lambda: fmeta.clip_by_global_norm(0.0),
         lambda: fmeta.cosine_decay(0.1, 0),
         lambda: fmeta.step_decay(0.1, 0),
@@ -160,3 +175,193 @@ def test_half_precision_parameters_count_in_float32():
 def test_bad_settings_are_refused(call):
     with pytest.raises(fmeta.InputError, match="expected"):
         call()
+
+
+# ---- rmsprop -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decay", "eps"), [(0.99, 1e-8), (0.9, 1e-8), (0.5, 1e-2), (0.0, 1e-3)])
+def test_rmsprop_equals_torch_over_many_steps(decay, eps):
+    """Gradients of many sizes, exact zeros among them."""
+    torch.manual_seed(1)
+    params = {"a": torch.randn(3, dtype=F64), "b": torch.randn(2, 2, dtype=F64)}
+    sizes = [10.0 ** (k % 7 - 4) for k in range(300)]
+    grads = [{n: size * torch.randn_like(p).relu() for n, p in params.items()} for size in sizes]
+    expected = run_torch(lambda p: T.RMSprop(p, 0.03, decay, eps), params, grads)
+    assert distance(run(fmeta.rmsprop(0.03, decay, eps), params, grads), expected) < 1e-12
+
+
+def test_rmsprop_stands_still_where_the_gradient_has_always_been_zero():
+    params = {"a": torch.ones(2, dtype=F64)}
+    grads = [{"a": torch.tensor([0.0, 1.0], dtype=F64)}] * 3
+    assert run(fmeta.rmsprop(0.1), params, grads)["a"][0] == 1.0
+
+
+# ---- masked ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_masked_moves_the_matching_as_torch_would_and_no_others(name, problem):
+    ours, theirs = PAIRS[name]
+    params, grads = problem
+    moved = run(fmeta.masked(ours, "b"), params, grads)
+    expected = run_torch(theirs, {"b": params["b"]}, [{"b": g["b"]} for g in grads])
+    torch.testing.assert_close(moved["b"], expected["b"], rtol=1e-12, atol=1e-12)
+    assert torch.equal(moved["a"], params["a"])
+
+
+def test_masked_keeps_state_for_the_matching_only(problem):
+    params, _ = problem
+    state = fmeta.masked(fmeta.adam(0.1), "b").init(params)
+    assert list(state.mean) == list(state.square) == ["b"]
+
+
+def test_clipping_inside_a_mask_counts_the_matching_gradients_only(problem):
+    params, grads = problem
+    grads = [{"a": 1e6 * g["a"], "b": g["b"]} for g in grads]
+    ours = fmeta.masked(fmeta.chain(fmeta.clip_by_global_norm(0.5), fmeta.sgd(0.1)), "b")
+    alone = run_torch(lambda p: T.SGD(p, 0.1), {"b": params["b"]}, [{"b": g["b"]} for g in grads], clip=0.5)
+    torch.testing.assert_close(run(ours, params, grads)["b"], alone["b"], rtol=1e-12, atol=1e-12)
+
+
+NAMES = ["body.weight", "body.bias", "norm.weight", "norm.bias", "head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "moving"),
+    [
+        ("*", NAMES),
+        ("head.*", ["head.weight", "head.bias"]),
+        ("head.bias", ["head.bias"]),
+        ("head.*,*.bias", ["body.bias", "norm.bias", "head.weight", "head.bias"]),
+        ("head.* , norm.weight", ["norm.weight", "head.weight", "head.bias"]),
+        ("!head.*", ["body.weight", "body.bias", "norm.weight", "norm.bias"]),
+        ("!body.*,norm.*", ["head.weight", "head.bias"]),
+        ("*.b?as", ["body.bias", "norm.bias", "head.bias"]),
+    ],
+)
+def test_patterns_choose_what_moves(pattern, moving):
+    params = {name: torch.ones(2) for name in NAMES}
+    updates, _ = fmeta.masked(fmeta.sgd(1.0), pattern).update(params, (), params)
+    assert [name for name in NAMES if updates[name].any()] == moving
+
+
+def test_patterns_see_the_path_through_a_nested_tree():
+    params = {"outer": [torch.ones(2), {"inner": torch.ones(3)}], "other": torch.ones(1)}
+    updates, _ = fmeta.masked(fmeta.sgd(1.0), "outer.1.*").update(params, (), params)
+    assert [bool(u.any()) for u in tree_leaves(updates)] == [False, True, False]
+
+
+@pytest.mark.parametrize("pattern", ["haed.*", "head.*,haed.*", "!haed.*"])
+def test_a_mask_that_matches_nothing_lists_near_names(pattern):
+    params = {name: torch.ones(2) for name in NAMES}
+    with pytest.raises(fmeta.InputError, match=r"masked\(.*'haed\.\*' matches no.*did you mean 'head\.") as caught:
+        fmeta.masked(fmeta.sgd(0.1), pattern).init(params)
+    assert all(name in str(caught.value) for name in NAMES)
+
+
+def test_a_mask_that_leaves_nothing_is_refused():
+    with pytest.raises(fmeta.InputError, match=r"masked\('!\*'\): leaves no parameter"):
+        fmeta.masked(fmeta.sgd(0.1), "!*").init({"a": torch.ones(2)})
+
+
+# ---- rates of every form -----------------------------------------------------------------------
+
+KINDS = {
+    "sgd": (fmeta.sgd, lambda p: T.SGD(p, 1.0)),
+    "momentum": (lambda lr: fmeta.momentum(lr, 0.8), lambda p: T.SGD(p, 1.0, momentum=0.8)),
+    "adam": (fmeta.adam, lambda p: T.Adam(p, 1.0)),
+    "rmsprop": (fmeta.rmsprop, lambda p: T.RMSprop(p, 1.0)),
+}
+
+
+def steps_at_rate_one(make, params, grads):
+    """What torch.optim adds at each step: at another rate it adds a multiple of it, because none looks at params."""
+    path = [params, *(run_torch(make, params, grads[: k + 1]) for k in range(len(grads)))]
+    return [{n: after[n] - before[n] for n in params} for before, after in itertools.pairwise(path)]
+
+
+def drawn_rates(*shape):
+    return 0.01 + 0.1 * torch.rand(*shape, dtype=F64, generator=torch.Generator().manual_seed(3))
+
+
+PER_STEP = {
+    "one for all": lambda params: drawn_rates(5),
+    "a scalar for each leaf": lambda params: {"a": drawn_rates(5), "b": 2 * drawn_rates(5)},
+    "one for each entry": lambda params: {n: drawn_rates(5, *p.shape) for n, p in params.items()},
+    "mixed": lambda params: {"a": drawn_rates(5), "b": drawn_rates(5, 4)},
+}
+
+
+@pytest.mark.parametrize("form", PER_STEP)
+@pytest.mark.parametrize("kind", KINDS)
+def test_per_step_takes_the_rate_of_each_step_and_after_the_last_the_last(kind, form, problem):
+    params, grads = problem  # 12 steps, 5 rates
+    ours, theirs = KINDS[kind]
+    rates = PER_STEP[form](params)
+    expected = dict(params)
+    for k, step in enumerate(steps_at_rate_one(theirs, params, grads)):
+        for n in params:
+            rate = rates if isinstance(rates, torch.Tensor) else rates[n]
+            expected[n] = expected[n] + rate[min(k, 4)] * step[n]
+    assert distance(run(ours(fmeta.per_step(rates)), params, grads), expected) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tree_of_scalars_is_a_rate_for_each_leaf(kind, problem):
+    params, grads = problem
+    ours, theirs = KINDS[kind]
+    rates = {"b": torch.tensor(0.3, dtype=F64), "a": torch.tensor(0.02, dtype=F64)}  # the order does not matter
+    moves = steps_at_rate_one(theirs, params, grads)
+    expected = {n: p + rates[n] * sum(m[n] for m in moves) for n, p in params.items()}
+    assert distance(run(ours(rates), params, grads), expected) < 1e-12
+
+
+def test_adamw_decays_each_leaf_by_its_own_rate(problem):
+    rates = {"a": torch.tensor(0.3, dtype=F64), "b": torch.tensor(0.02, dtype=F64)}
+    expected = run_torch(
+        lambda p: T.AdamW([{"params": [p[0]], "lr": 0.3}, {"params": [p[1]], "lr": 0.02}], weight_decay=0.4), *problem
+    )
+    assert distance(run(fmeta.adamw(rates, weight_decay=0.4), *problem), expected) < 1e-12
+
+
+@pytest.mark.parametrize("shaped", [False, True], ids=["scalars", "shaped"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_rates_of_each_step_have_their_gradient(kind, shaped):
+    """The jacobian of the end of a real descent in the rates, against central differences."""
+    start = {"a": torch.tensor([0.7, -1.1], dtype=F64), "b": torch.tensor(0.4, dtype=F64)}
+    own = grad(lambda p: (p["a"] ** 4).sum() + (torch.sin(p["a"]) * p["b"]).sum() + p["b"] ** 2)
+
+    def end(flat):
+        a = flat[: 6 if shaped else 3].reshape((3, 2) if shaped else (3,))
+        params, optimizer = start, KINDS[kind][0](fmeta.per_step({"a": a, "b": flat[-3:]}))
+        state = optimizer.init(params)
+        for _ in range(4):  # one step more than rates
+            updates, state = optimizer.update(own(params), state, params)
+            params = add(params, updates)
+        return torch.cat([params["a"], params["b"][None]])
+
+    rates, h = drawn_rates(9 if shaped else 6), 1e-6
+    moves = h * torch.eye(len(rates), dtype=F64)
+    numeric = torch.stack([(end(rates + m) - end(rates - m)) / (2 * h) for m in moves], -1)
+    assert distance(jacrev(end)(rates), numeric) < 1e-7
+    assert (numeric.abs().amax(0) > 1e-3).all()
+
+
+@pytest.mark.parametrize("schedule", [False, True], ids=["tree", "per step"])
+@pytest.mark.parametrize(
+    ("rates", "where"),
+    [
+        ({"a": (3, 2)}, "b"),
+        ({"a": (3, 2), "b": (4,), "c": ()}, "c"),
+        ({"a": (3, 2), "b": (3,)}, "b"),
+        ({"a": (2,), "b": (4,)}, "a"),
+        ({"a": (3, 1), "b": (1,)}, "a, b"),
+    ],
+)
+def test_rates_that_do_not_fit_are_named(rates, where, schedule, problem):
+    params, grads = problem
+    tree = {n: torch.ones((5, *shape) if schedule else shape, dtype=F64) for n, shape in rates.items()}
+    optimizer = fmeta.sgd(fmeta.per_step(tree) if schedule else tree)
+    with pytest.raises(fmeta.InputError, match=rf"do not fit the parameters at {where}; expected"):
+        run(optimizer, params, grads[:1])

@@ -20,8 +20,16 @@ GRADIENTS = {
     "truncated": lambda: fmeta.truncated(1),
     "first_order": fmeta.first_order,
     "difference": fmeta.difference,
+    "evolution": lambda: fmeta.evolution(0.01, 2),
+    "implicit": lambda: fmeta.implicit(fmeta.cg(3), tolerance=1e9),
+    "multi-step": lambda: fmeta.adjoint([0.5, 0.0, 0.5]),
 }
-STAGES = {"unrolled": 1, "difference": 1, "adjoint": 5, "first_order": 5, "truncated": 7}  # whatever the inner steps
+STAGES = {  # whatever the inner steps
+    "unrolled": 1, "difference": 1, "adjoint": 5, "first_order": 5, "truncated": 7, "evolution": 2, "implicit": 5,
+    "multi-step": 5,
+}  # fmt: skip
+SAME_SHAPE = [n for n in LEARNERS if n.startswith("maml-") or n in ("maml", "reptile", "imaml")]
+THREE_STEPS = [n for n, row in LEARNERS.items() if row.learner.inner.steps == 3]
 COVERING = {  # every learner, every meta-gradient and both scopes at least once
     ("maml", "truncated", "step"),
     ("maml-adam", "adjoint", "step"),
@@ -31,13 +39,23 @@ COVERING = {  # every learner, every meta-gradient and both scopes at least once
     ("meta_sgd", "first_order", "whole"),
     ("anil", "adjoint", "step"),
     ("reptile", "difference", "whole"),
+    ("maml-rmsprop-masked", "evolution", "step"),
+    ("boil", "unrolled", "whole"),
+    ("cavia", "multi-step", "step"),
+    ("protomaml", "adjoint", "step"),
+    ("meta_curvature", "first_order", "step"),
+    ("maml_plus_plus", "unrolled", "whole"),
+    ("maml_plus_plus", "multi-step", "step"),
+    ("imaml", "implicit", "step"),
+    ("imaml", "implicit", "whole"),
 }
 
 
 def combinations():
     for name in LEARNERS:
         for gradient in GRADIENTS:
-            if gradient == "difference" and name in ("meta_sgd", "anil"):
+            fits = {"difference": name in SAME_SHAPE, "implicit": name == "imaml", "multi-step": name in THREE_STEPS}
+            if not fits.get(gradient, True):
                 continue
             for scope in ("whole", "step"):
                 quick = (name, gradient, scope) in COVERING

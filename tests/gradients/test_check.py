@@ -28,6 +28,21 @@ def test_exact_for_every_learner(name):
     assert report.detached == report.without_gradient == []
 
 
+def test_the_multi_step_loss_is_checked_as_what_it_is():
+    learner, sample, _ = LEARNERS["maml_plus_plus"]
+    meta, tasks = learner.init(KEY), sample(fold(KEY, 1))
+    assert fmeta.check_meta_grad(learner, meta, tasks).order == "exact"
+    simple = fmeta.first_order(fmeta.multi_step(3))
+    assert fmeta.check_meta_grad(learner, meta, tasks, simple).order == "first order"
+
+
+def test_implicit_is_exact_where_descent_has_converged_and_not_before():
+    model, gradient = regressor(width=4), fmeta.implicit(fmeta.direct())
+    for steps, order in ((30, "exact"), (3, "neither")):
+        learner = fmeta.imaml(model, fmeta.mse, damping=4.0, optimizer=fmeta.sgd(0.1), steps=steps)
+        assert fmeta.check_meta_grad(learner, learner.init(KEY), TASKS, gradient).order == order
+
+
 def test_first_order_is_called_first_order():
     report = check(gradient=fmeta.first_order())
     assert report.order == "first order"

@@ -1,0 +1,94 @@
+"""ProtoMAML: MAML whose head starts from the prototypes of the support set."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmeta.core._checks import InputError, check_labels, check_model, check_optimizer, hidden
+from fmeta.core._losses import cross_entropy, weighted_mean
+from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
+from fmeta.gradients import unrolled
+from fmeta.learners._parts import Metrics, forward, gradient_based
+
+
+class ProtoMAMLFast(NamedTuple):
+    encoder: Tree
+    weight: Tensor  # [way, feature]
+    bias: Tensor  # [way]
+
+
+def protomaml(
+    encoder: Model,
+    loss: Loss = cross_entropy,
+    *,
+    ways: int,
+    optimizer: Optimizer,
+    steps: int,
+    gradient: MetaGradient | None = None,
+    metrics: Metrics | None = None,
+) -> Learner:
+    """Proto-MAML (Triantafillou et al. 2020, section 3, https://arxiv.org/abs/1903.03096).
+
+        cₙ = mean of encoder(x) over the support of class n,    weightₙ = 2cₙ,    biasₙ = −‖cₙ‖²
+
+    so that before the first step the logits are, up to a constant of each example, a prototypical network's: minus the
+    squared distances to the prototypes. Encoder and head then adapt together. The head has no parameters of its own,
+    and the meta-gradient passes through the prototypes.
+
+    Args:
+        encoder: `x -> [example, feature]`, such as `conv4(None)`; `meta` is its parameters.
+        loss: `(logits, y) -> [example]` (or a mean).
+        ways: N, classes of a task, each with support examples.
+        optimizer: of the inner loop.
+        steps: inner steps, at least 1.
+        metrics: more functions to report on the query, by name.
+    """
+    check_model("protomaml", encoder)
+    check_optimizer("protomaml", optimizer)
+    if ways < 2:
+        raise InputError(f"protomaml(ways={ways}): expected at least 2 classes")
+
+    def start(meta: Tree, support: Examples) -> ProtoMAMLFast:
+        means = prototypes("protomaml", encoder.apply(meta, support.x), support, ways)
+        return ProtoMAMLFast(meta, 2.0 * means, -(means * means).sum(-1))
+
+    def logits(fast: ProtoMAMLFast, features: Tensor) -> Tensor:
+        return F.linear(features, fast.weight, fast.bias)
+
+    def inner_loss(fast: ProtoMAMLFast, meta: Tree, batch: Examples, at: At) -> Tensor:
+        prediction = logits(fast, forward(encoder, fast.encoder, batch.x, at.key))
+        return weighted_mean(loss(prediction, batch.y), batch.weight, "protomaml")
+
+    def predict(fast: ProtoMAMLFast, meta: Tree, x: Tree) -> Tensor:
+        return logits(fast, encoder.apply(fast.encoder, x))
+
+    inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
+    return gradient_based("protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled())
+
+
+def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> Tensor:
+    """The mean features of each class, `[example, feature]` -> `[way, feature]`, by the examples' weights.
+
+    A class without support examples is an error in eager mode, and NaN (which stops `fit`) inside a compiled function.
+    """
+    if features.ndim != 2:
+        raise InputError(
+            f"{call}: the encoder gave shape {list(features.shape)}; expected [example, feature]; flatten or pool it"
+        )
+    check_labels(call, support.y, ways, len(features))
+    member = F.one_hot(support.y, ways).to(features.dtype)
+    if isinstance(support.weight, Tensor):
+        member = member * support.weight[:, None].to(features.dtype)
+    count = member.sum(0)
+    if not hidden(count):
+        held = torch.func.debug_unwrap(count)
+        if bool((held == 0).any()):
+            raise InputError(
+                f"{call}: a class of 0 .. {ways - 1} has no support example; expected every class in every support "
+                "set; set ways to the classes of a task"
+            )
+    return (member.T @ features) / count[:, None]

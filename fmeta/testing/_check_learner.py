@@ -1,0 +1,95 @@
+"""`check_learner`: the laws, for a learner of anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta.core import InputError, Learner, MetaGradient, Task, Tree, check_meta, check_tasks, key, nearest
+from fmeta.core import _tree as tree
+from fmeta.testing._laws import LAWS, Case, admitted
+
+
+class LawError(AssertionError):
+    """Laws that a learner broke. `failures` maps each to what was found."""
+
+    def __init__(self, learner: str, failures: dict[str, str]) -> None:
+        lines = "\n".join(f"  {law}: {found}" for law, found in failures.items())
+        super().__init__(f"check_learner({learner}): {len(failures)} broken\n{lines}")
+        self.failures = failures
+
+
+class LawReport(NamedTuple):
+    """What `check_learner` went through."""
+
+    passed: list[str]  # laws
+    skipped: dict[str, str]  # law -> why it does not apply
+    gradients: list[str]  # the meta-gradients that the learner admits
+
+
+def check_learner(
+    learner: Learner,
+    tasks: Task,
+    *,
+    meta: Tree | None = None,
+    laws: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    claimed: Mapping[str, MetaGradient] | None = None,
+    backend: str = "aot_eager",
+) -> LawReport:
+    """Runs every law over a learner and every meta-gradient that it admits. For tests of learners of your own.
+
+        def test_my_learner():
+            fmeta.testing.check_learner(my_learner(model, fmeta.mse), tasks)
+
+    Everything is cast to float64. Take small tasks and smooth activations: kinks (ReLU) spoil finite differences.
+
+    Args:
+        learner: what adapts, its model not compiled.
+        tasks: a batch of two tasks or more; with keys, if the adaptation is random.
+        meta: where to check; `learner.init(key(0))` if left out.
+        laws: names of `LAWS`; all of them if left out.
+        skip: laws that the learner does not promise, such as "padding changes nothing" where batch norm sees padding.
+        claimed: meta-gradients of your own that are said to be exact, by name.
+        backend: of torch.compile, for "compiled equals eager".
+
+    Raises:
+        LawError: with every broken law and what was found.
+        InputError: an unknown law, bad tasks or meta, a single task.
+    """
+    for name in (*(laws or ()), *skip):
+        if name not in LAWS:
+            raise InputError(f"check_learner: unknown law {name!r}; {nearest(name, LAWS)}")
+    if check_tasks("check_learner", tasks) < 2:
+        raise InputError("check_learner: got one task; expected a batch of 2 or more, to tell a mean from a task")
+    chosen = _double(learner.init(key(0, _device(tasks))) if meta is None else meta)
+    check_meta("check_learner", chosen)
+    case = Case(learner, chosen, _double(tasks), claimed or {}, backend)
+    passed, skipped, failures = [], {}, {}
+    for name in LAWS if laws is None else laws:
+        if name in skip:
+            skipped[name] = "asked to skip"
+            continue
+        try:
+            reason = LAWS[name](case)
+        except (AssertionError, InputError, RuntimeError, ValueError, TypeError) as error:
+            failures[name] = f"{'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{error}"
+        else:
+            if reason is None:
+                passed.append(name)
+            else:
+                skipped[name] = reason
+    if failures:
+        raise LawError(learner.name, failures)
+    return LawReport(passed, skipped, list(admitted(case)))
+
+
+def _device(tasks: Task) -> torch.device:
+    return tree.tree_leaves(tasks.support.x)[0].device
+
+
+def _double(values: Tree) -> Tree:
+    return tree.tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, values)

@@ -1,0 +1,342 @@
+"""What holds for every learner and every meta-gradient. A law raises AssertionError, or says why it does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fmeta.core import Examples, InputError, Learner, MetaGradient, Task, Tree, direct, fold, key, normal
+from fmeta.core import _tree as tree
+from fmeta.execution import compile
+from fmeta.gradients import (
+    adjoint,
+    difference,
+    evolution,
+    first_order,
+    implicit,
+    meta_grad,
+    multi_step,
+    truncated,
+    unrolled,
+)
+from fmeta.gradients._evolution import perturbation
+from fmeta.learners import with_inner
+from fmeta.testing._oracles import distance, finite_difference, losses_by_loop, plain_meta_grad, tasks_of
+
+SAME = 1e-9  # two ways to compute one thing, in float64
+
+
+class Case(NamedTuple):
+    """A learner, where it stands, and a batch of two tasks or more, all in float64."""
+
+    learner: Learner
+    meta: Tree
+    tasks: Task
+    claimed: Mapping[str, MetaGradient] = {}  # meta-gradients beside fmeta's own that are said to be exact
+    backend: str = "aot_eager"
+
+
+Skipped = str | None  # why the law does not apply
+
+
+def admitted(case: Case) -> dict[str, MetaGradient]:
+    """The meta-gradients that fit the learner, by name."""
+    found: dict[str, MetaGradient] = {"unrolled": unrolled(), **case.claimed}
+    if isinstance(case.tasks.key, Tensor):
+        found["evolution"] = evolution(0.01, 2)
+    inner = case.learner.inner
+    if inner is not None:
+        found |= {"adjoint": adjoint(), "truncated": truncated(1), "first_order": first_order()}
+        if inner.steps > 1:
+            found["multi-step adjoint"] = adjoint(multi_step(inner.steps))
+        if tree.same_structure(case.meta, inner.start(case.meta, tasks_of(case.tasks)[0].support)):
+            found["difference"] = difference()
+        if inner.strongly_convex:
+            found["implicit"] = implicit(direct(), tolerance=float("inf"))
+    return found
+
+
+def exact(case: Case) -> dict[str, MetaGradient]:
+    """Those that are the gradient of the mean query loss after adaptation."""
+    ways: dict[str, MetaGradient] = {"unrolled": unrolled(), **case.claimed}
+    if case.learner.inner is not None:
+        ways |= {"adjoint": adjoint(), "truncated(steps)": truncated(case.learner.inner.steps)}
+    return ways
+
+
+def grads_of(case: Case, gradient: MetaGradient) -> Tree:
+    return meta_grad(case.learner, gradient)(case.meta, case.tasks)[0]
+
+
+def near(found: Tree, expected: Tree, what: str, tolerance: float = SAME) -> None:
+    gap = distance(found, expected)
+    if not gap <= tolerance:
+        raise AssertionError(f"{what}: off by {gap:.1e} of the largest entry, allowed {tolerance:g}")
+
+
+# ---- exactness ---------------------------------------------------------------------------------
+
+
+def equals_plain_autograd(case: Case) -> Skipped:
+    """Exact meta-gradients equal a loop of torch.autograd with create_graph over tasks and inner steps."""
+    expected = plain_meta_grad(case.learner, case.meta, case.tasks)
+    for name, gradient in exact(case).items():
+        near(grads_of(case, gradient), expected, name)
+    return None
+
+
+def equals_finite_differences(case: Case) -> Skipped:
+    """Exact meta-gradients equal central differences of the mean query loss after adaptation.
+
+    Plain training through `adapt`, so it also holds `inner` and `adapt` to be the same adaptation.
+    """
+
+    def value(meta: Tree) -> Tensor:
+        return losses_by_loop(case.learner, meta, case.tasks).mean()
+
+    ways = {name: grads_of(case, gradient) for name, gradient in exact(case).items()}
+    for i in range(3):
+        move = _direction(case.meta, i)
+        numeric = finite_difference(value, case.meta, move)
+        for name, grads in ways.items():
+            gap, size = abs(float(tree.dot(grads, move)) - numeric), float(tree.global_norm(grads))
+            if not gap <= 1e-5 * max(abs(numeric), 1e-2 * size) + 1e-9:
+                raise AssertionError(f"{name}: a derivative is {numeric:.6e}, the meta-gradient says {gap:.1e} away")
+    return None
+
+
+def truncation_equals_plain_autograd(case: Case) -> Skipped:
+    """first_order and truncated equal the plain loop with the inner gradients detached, in full or before the end."""
+    if case.learner.inner is None:
+        return "no inner loop"
+    near(grads_of(case, truncated(0)), grads_of(case, first_order()), "truncated(0) against first_order")
+    for last in sorted({0, 1, case.learner.inner.steps - 1}):
+        expected = plain_meta_grad(case.learner, case.meta, case.tasks, last=last)
+        near(grads_of(case, truncated(last)), expected, f"truncated({last})")
+    return None
+
+
+def multi_step_losses_equal_plain_autograd(case: Case) -> Skipped:
+    """With `loss_weights`, too; the weight on the last step alone is no change."""
+    if case.learner.inner is None:
+        return "no inner loop"
+    steps = case.learner.inner.steps
+    for weights in (multi_step(steps), tuple(float(k % 2) for k in range(1, steps + 1))):
+        expected = plain_meta_grad(case.learner, case.meta, case.tasks, loss_weights=weights)
+        near(grads_of(case, unrolled(weights)), expected, f"unrolled({weights})")
+        near(grads_of(case, adjoint(weights)), expected, f"adjoint({weights})")
+        expected = plain_meta_grad(case.learner, case.meta, case.tasks, loss_weights=weights, last=0)
+        near(grads_of(case, first_order(weights)), expected, f"first_order({weights})")
+    last = (0.0,) * (steps - 1) + (1.0,)
+    near(grads_of(case, adjoint(last)), grads_of(case, adjoint()), "all weight on the last step")
+    return None
+
+
+def implicit_equals_unrolled_at_convergence(case: Case) -> Skipped:
+    """Where descent has converged the implicit meta-gradient is that of the path."""
+    inner = case.learner.inner
+    if inner is None or not inner.strongly_convex:
+        return "the inner problem is not declared strongly convex"
+    steps, slope = inner.steps, float("inf")
+    while slope > 1e-11:
+        steps *= 2
+        if steps > 1_000:
+            raise AssertionError(f"descent has an inner gradient of {slope:.1e} left after {steps // 2} steps")
+        longer = with_inner(case.learner, inner._replace(steps=steps))
+        grads, info = meta_grad(longer, implicit(direct(), tolerance=float("inf")))(case.meta, case.tasks)
+        slope = float(info.metrics["inner_gradient"].max())
+    near(grads, meta_grad(longer, adjoint())(case.meta, case.tasks)[0], f"after {steps} steps", 1e-8)
+    return None
+
+
+def implicit_is_refused_elsewhere(case: Case) -> Skipped:
+    """A learner that is not declared strongly convex gets an error, not a zero."""
+    if case.learner.inner is not None and case.learner.inner.strongly_convex:
+        return "the inner problem is declared strongly convex"
+    try:
+        meta_grad(case.learner, implicit(direct()))
+    except InputError as error:
+        if case.learner.name in str(error):
+            return None
+        raise AssertionError(f"the error does not name the learner: {error}") from error
+    raise AssertionError("implicit was accepted")
+
+
+def evolution_projects_the_exact_gradient(case: Case) -> Skipped:
+    """For a small sigma the estimate is the mean of ε(ε·g) over tasks and pairs, with each task's own g and ε."""
+    if not isinstance(case.tasks.key, Tensor):
+        return "the tasks have no keys"
+    pairs, estimates = 3, []
+    for task in tasks_of(case.tasks):
+        alone = case._replace(tasks=tree_map(lambda leaf: leaf[None], task))
+        grads = grads_of(alone, unrolled())
+        for i in range(pairs):
+            noise = perturbation(task.key, torch.tensor(i, device=task.key.device), case.meta)
+            estimates.append(tree.scale(noise, tree.dot(noise, grads)))
+    expected = tree_map(lambda *each: torch.stack(each).mean(0), *estimates)
+    near(grads_of(case, evolution(1e-5, pairs)), expected, "evolution(1e-5, 3)", 1e-4)
+    return None
+
+
+def difference_is_meta_minus_fast(case: Case) -> Skipped:
+    """Reptile's direction, against a loop."""
+    if "difference" not in admitted(case):
+        return "fast weights are not shaped like meta"
+    with torch.no_grad():
+        fast = [case.learner.adapt(case.meta, t.support, t.key) for t in tasks_of(case.tasks)]
+    expected = tree_map(lambda m, *f: m - torch.stack(f).mean(0), case.meta, *fast)
+    near(grads_of(case, difference()), expected, "difference")
+    return None
+
+
+# ---- batches of tasks --------------------------------------------------------------------------
+
+
+def losses_are_the_querys(case: Case) -> Skipped:
+    """`Info.losses` are each task's query loss after its adaptation, and `Info.loss` is their mean."""
+    expected = losses_by_loop(case.learner, case.meta, case.tasks)
+    for name, gradient in admitted(case).items():
+        info = meta_grad(case.learner, gradient)(case.meta, case.tasks)[1]
+        near([info.losses, info.loss], [expected, expected.mean()], name)
+    return None
+
+
+def adaptation_uses_the_support_targets(case: Case) -> Skipped:
+    """Support targets handed to other support examples make another loss on the query."""
+    support = case.tasks.support
+    shifted = support._replace(y=tree_map(lambda y: y.roll(1, 1), support.y))
+    if _equal(shifted.y, support.y):
+        return "all support targets of a task are alike"
+    before, after = (
+        losses_by_loop(case.learner, case.meta, case.tasks._replace(support=s)) for s in (support, shifted)
+    )
+    if distance(after, before) < SAME:
+        raise AssertionError("the query losses stay as they are when the support targets change places")
+    return None
+
+
+def batch_equals_loop(case: Case) -> Skipped:
+    """A batch of tasks gives the mean of its tasks alone, in any order and in chunks of any size."""
+    for name, gradient in admitted(case).items():
+        run = meta_grad(case.learner, gradient)
+        together = run(case.meta, case.tasks)[0]
+        alone = [run(case.meta, tree_map(lambda leaf: leaf[None], task))[0] for task in tasks_of(case.tasks)]
+        near(together, tree_map(lambda *each: torch.stack(each).mean(0), *alone), f"{name}: one task at a time")
+        flipped = run(case.meta, tree_map(lambda leaf: leaf.flip(0), case.tasks))[0]
+        near(flipped, together, f"{name}: tasks in another order")
+        rest = run(case.meta, tree_map(lambda leaf: leaf[1:], case.tasks))[0]
+        share = 1.0 / len(alone)
+        mean = tree.add(tree.scale(alone[0], share), tree.scale(rest, 1.0 - share))
+        near(mean, together, f"{name}: in two chunks")
+    return None
+
+
+def padding_changes_nothing(case: Case) -> Skipped:
+    """Examples of weight 0 have no say, wherever they stand."""
+    if any(isinstance(e.weight, Tensor) for e in (case.tasks.support, case.tasks.query)):
+        return "the tasks have weights already"
+    padded = case.tasks._replace(support=_padded(case.tasks.support, 1), query=_padded(case.tasks.query, 2))
+    for name, gradient in admitted(case).items():
+        run = meta_grad(case.learner, gradient)
+        plain, info = run(case.meta, case.tasks)
+        filled, filled_info = run(case.meta, padded)
+        near([filled, filled_info.losses], [plain, info.losses], name)
+    return None
+
+
+# ---- functions without side effects --------------------------------------------------------------
+
+
+def pure(case: Case) -> Skipped:
+    """The same call gives the same bits, inputs stay untouched, and nothing that comes out requires grad."""
+    inputs = (case.meta, case.tasks)
+    before = tree_map(torch.clone, inputs)
+    for name, gradient in admitted(case).items():
+        run = meta_grad(case.learner, gradient)
+        once, twice = run(*inputs), run(*inputs)
+        if not _equal(before, inputs):
+            raise AssertionError(f"{name}: wrote into its inputs")
+        if not _equal(once, twice):
+            raise AssertionError(f"{name}: the same call gave other bits; draw randomness from the task's key")
+        if any(leaf.requires_grad for leaf in tree_leaves(once)):
+            raise AssertionError(f"{name}: a result requires grad")
+    return None
+
+
+def shapes_and_dtypes_are_metas(case: Case) -> Skipped:
+    """The meta-gradient has meta's structure, shapes, dtype and device, in float64 and in float32."""
+    for dtype in (torch.float64, torch.float32):
+        meta, tasks = tree_map(lambda t, d=dtype: t.to(d) if t.is_floating_point() else t, (case.meta, case.tasks))
+        for name, gradient in admitted(case).items():
+            grads = meta_grad(case.learner, gradient)(meta, tasks)[0]
+            if not tree.same_structure(grads, meta):
+                raise AssertionError(f"{name}: the meta-gradient is not shaped like meta")
+            for label, g, m in zip(tree.leaf_names(meta), tree_leaves(grads), tree_leaves(meta), strict=True):
+                if g.dtype != m.dtype or g.device != m.device:
+                    raise AssertionError(
+                        f"{name}: {label} is {m.dtype} on {m.device}, its gradient {g.dtype} on {g.device}"
+                    )
+    return None
+
+
+def compiled_equals_eager(case: Case) -> Skipped:
+    """As one graph and in stages, gradients and losses; new data compiles nothing."""
+    ways = {"unrolled, whole": (unrolled(), True)}
+    if case.learner.inner is not None:
+        ways["adjoint, step"] = (adjoint(), False)
+    flipped = tree_map(lambda leaf: leaf.flip(0), case.tasks)
+    for name, (gradient, whole) in ways.items():
+
+        def stage(function: Callable[..., object]) -> Callable[..., object]:
+            return compile(function, backend=case.backend)
+
+        eager = meta_grad(case.learner, gradient)
+        run = stage(eager) if whole else meta_grad(case.learner, gradient, stage)
+        near(run(case.meta, case.tasks), eager(case.meta, case.tasks), name)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            near(run(case.meta, flipped), eager(case.meta, flipped), f"{name}, new data")
+    return None
+
+
+LAWS: dict[str, Callable[[Case], Skipped]] = {
+    law.__name__.replace("_", " "): law
+    for law in (
+        equals_plain_autograd, equals_finite_differences, truncation_equals_plain_autograd,
+        multi_step_losses_equal_plain_autograd, implicit_equals_unrolled_at_convergence, implicit_is_refused_elsewhere,
+        evolution_projects_the_exact_gradient, difference_is_meta_minus_fast, losses_are_the_querys,
+        adaptation_uses_the_support_targets, batch_equals_loop,
+        padding_changes_nothing, pure, shapes_and_dtypes_are_metas, compiled_equals_eager,
+    )
+}  # fmt: skip
+
+
+def _direction(meta: Tree, number: int) -> Tree:
+    leaves, structure = tree.tree_flatten(meta)
+    own = fold(key(number, leaves[0].device), 1)
+    return tree.tree_unflatten([normal(fold(own, i), m.shape, m.dtype) for i, m in enumerate(leaves)], structure)
+
+
+def _padded(examples: Examples, number: int) -> Examples:
+    """Two more examples of weight 0, one inside and one at the end, copies of others with inputs moved."""
+    first = tree_leaves(examples.x)[0]
+    count = first.shape[1]
+    rows = torch.tensor([0, count - 1, *range(1, count), 0], device=first.device)
+
+    def more(leaf: Tensor) -> Tensor:
+        leaf = leaf.index_select(1, rows)
+        if leaf.is_floating_point():
+            leaf[:, 1] += number
+            leaf[:, -1] -= number
+        return leaf
+
+    weight = torch.ones(first.shape[0], count + 2, dtype=torch.float64, device=first.device)
+    weight[:, 1] = weight[:, -1] = 0.0
+    return Examples(tree_map(more, examples.x), tree_map(more, examples.y), weight)
+
+
+def _equal(a: Tree, b: Tree) -> bool:
+    return all(torch.equal(u, v) for u, v in zip(tree_leaves(a), tree_leaves(b), strict=True))

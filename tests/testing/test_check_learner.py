@@ -1,0 +1,172 @@
+"""The conformance kit itself: it passes what is right, and names the law that is broken."""
+
+import pytest
+import torch
+from helpers import F64, LEARNERS, regressor, vectors
+from torch.func import grad
+from torch.utils._pytree import tree_map
+
+import fmeta
+from fmeta import testing
+from fmeta.core import fold
+
+KEY = fmeta.key(8)
+TASKS = vectors(KEY, tasks=3)
+MAML = LEARNERS["maml"].learner
+CHEAP = [law for law in testing.LAWS if law not in ("compiled equals eager", "batch equals loop")]
+
+
+class Head(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(2, 6), torch.nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+
+
+def ridge(model_width=4, decay=0.1):
+    """A learner written outside the package: a closed-form head on a meta-learned body, no inner loop."""
+
+    def init(key):
+        return {"body": fmeta.core.normal(key, (2, model_width), F64), "decay": torch.tensor(decay, dtype=F64)}
+
+    def features(meta, x):
+        return torch.tanh(x @ meta["body"])
+
+    def adapt(meta, support, key):
+        z = features(meta, support.x)
+        weight = support.weight[:, None] if isinstance(support.weight, torch.Tensor) else torch.ones_like(z[:, :1])
+        gram = z.T @ (weight * z) + meta["decay"].exp() * torch.eye(model_width, dtype=z.dtype)
+        return torch.linalg.solve(gram, z.T @ (weight * support.y))
+
+    def predict(fast, meta, x):
+        return features(meta, x) @ fast
+
+    def loss(fast, meta, query):
+        errors = fmeta.mse(predict(fast, meta, query.x), query.y)
+        weight = query.weight if isinstance(query.weight, torch.Tensor) else torch.ones_like(errors)
+        return (weight * errors).sum() / weight.sum(), {}
+
+    return fmeta.Learner(init, adapt, predict, loss, None, fmeta.unrolled(), "ridge")
+
+
+def test_a_learner_from_outside_passes_every_law():
+    report = testing.check_learner(ridge(), TASKS)
+    assert report.gradients == ["unrolled", "evolution"]
+    assert {"equals plain autograd", "padding changes nothing", "compiled equals eager"} <= set(report.passed)
+    assert report.skipped["difference is meta minus fast"] == "fast weights are not shaped like meta"
+    assert set(report.passed) | set(report.skipped) == set(testing.LAWS)
+
+
+def test_a_module_from_outside_passes():
+    torch.manual_seed(0)
+    learner = fmeta.maml(fmeta.from_module(Head()), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+    float32 = tree_map(lambda t: t.float() if t.is_floating_point() else t, TASKS)
+    assert set(testing.check_learner(learner, float32, laws=CHEAP).passed) > {"equals finite differences", "pure"}
+
+
+def broken(learner, law, **keywords):
+    with pytest.raises(testing.LawError, match=law) as caught:
+        testing.check_learner(learner, TASKS, laws=[law], **keywords)
+    return caught.value.failures[law]
+
+
+def test_an_adapt_that_is_not_the_inner_loop_is_caught():
+    other = MAML._replace(adapt=fmeta.trajectory(MAML.inner, 1))
+    other = other._replace(adapt=lambda m, s, k: fmeta.trajectory(MAML.inner, 1)(m, s, k)[-1])
+    assert "unrolled: off by" in broken(other, "equals plain autograd")
+
+
+def test_a_detached_inner_gradient_is_caught():
+    def adapt(meta, support, key):
+        fast = meta
+        for _ in range(3):
+            g = grad(lambda f: fmeta.mse(regressor().apply(f, support.x), support.y).mean())(fast)
+            fast = tree_map(lambda w, g: w - 0.1 * g.detach(), fast, g)
+        return fast
+
+    assert "the meta-gradient says" in broken(MAML._replace(adapt=adapt), "equals finite differences")
+
+
+def test_global_randomness_is_caught():
+    def adapt(meta, support, key):
+        return tree_map(lambda w: w + torch.randn((), dtype=F64), meta)
+
+    found = broken(MAML._replace(adapt=adapt, inner=None), "pure")
+    assert "RuntimeError" in found  # vmap refuses it
+    noise = iter(range(100))
+    counting = MAML._replace(adapt=lambda m, s, k: tree_map(lambda w: w + 0.1 * next(noise), m), inner=None)
+    assert "the same call gave other bits" in broken(counting, "pure")
+
+
+def test_writing_into_the_inputs_is_caught():
+    def loss(fast, meta, query):
+        query.y.mul_(1.5)
+        return MAML.loss(fast, meta, query)
+
+    assert "wrote into its inputs" in broken(MAML._replace(loss=loss), "pure")
+
+
+def test_forgotten_weights_are_caught():
+    def loss(fast, meta, query):
+        return fmeta.mse(MAML.predict(fast, meta, query.x), query.y).mean(), {}
+
+    assert "off by" in broken(MAML._replace(loss=loss), "padding changes nothing")
+
+
+def test_support_targets_without_effect_are_caught():
+    deaf = MAML._replace(adapt=lambda meta, support, key: tree_map(lambda w: w + support.x.mean(), meta), inner=None)
+    assert "stay as they are" in broken(deaf, "adaptation uses the support targets")
+
+
+def test_a_false_claim_of_convexity_is_caught():
+    """At the saddle that MAML's inner problem has no solution near meta, descent does not come to rest."""
+    claimed = fmeta.with_inner(MAML, MAML.inner._replace(strongly_convex=True))
+    assert broken(claimed, "implicit equals unrolled at convergence")
+
+
+@pytest.mark.parametrize("law", ["equals plain autograd", "equals finite differences", "batch equals loop"])
+def test_a_false_claim_of_exactness_is_caught(law):
+    def summed(learner, stage):
+        def grads(meta, tasks):
+            found, info = fmeta.unrolled()(learner, stage)(meta, tasks)
+            return tree_map(lambda g: g * len(info.losses), found), info
+
+        return grads
+
+    assert "mine" in broken(MAML, law, claimed={"mine": summed})
+    assert testing.check_learner(MAML, TASKS, laws=[law], claimed={"mine": fmeta.adjoint()}).passed == [law]
+
+
+def test_all_broken_laws_are_told_at_once():
+    idle, laws = MAML._replace(adapt=lambda m, s, k: m), ["pure", "equals plain autograd", "losses are the querys"]
+    with pytest.raises(testing.LawError, match=r"check_learner\(maml\): 2 broken") as caught:
+        testing.check_learner(idle, TASKS, laws=laws)
+    assert list(caught.value.failures) == ["equals plain autograd", "losses are the querys"]
+
+
+def test_bad_input():
+    with pytest.raises(fmeta.InputError, match="unknown law 'pur'; did you mean 'pure'"):
+        testing.check_learner(MAML, TASKS, laws=["pur"])
+    with pytest.raises(fmeta.InputError, match="got one task"):
+        testing.check_learner(MAML, tree_map(lambda t: t[:1], TASKS))
+    skipped = testing.check_learner(MAML, TASKS, laws=["pure"], skip=["pure"]).skipped
+    assert skipped == {"pure": "asked to skip"}
+
+
+def test_oracles_agree_with_a_derivative_known_by_hand():
+    """One linear weight, one inner step: d/dw of (w − lr·2x(wx − y))²-like losses is elementary."""
+    model = fmeta.models.mlp([1, 1], dtype=F64)
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
+    tasks = vectors(fold(KEY, 1), tasks=2, shots=1, query=1, inputs=1)
+    meta = {"head.weight": torch.tensor([[0.7]], dtype=F64), "head.bias": torch.tensor([-0.2], dtype=F64)}
+    expected = torch.zeros(2, dtype=F64)
+    for i in range(2):
+        (x,), (y,), (u,), (v,) = (t[i, 0] for t in (*tasks.support[:2], *tasks.query[:2]))
+        a, b = torch.stack([x, torch.ones(())]), torch.stack([u, torch.ones(())])
+        w = torch.tensor([0.7, -0.2], dtype=F64)
+        fast = w - 0.1 * 2 * a * (w @ a - y)
+        expected += (torch.eye(2, dtype=F64) - 0.2 * torch.outer(a, a)) @ (2 * b * (fast @ b - v)) / 2
+    found = testing.plain_meta_grad(learner, meta, tasks)
+    assert testing.distance([found["head.weight"][0, 0], found["head.bias"][0]], list(expected)) < 1e-12

@@ -38,12 +38,75 @@ def recipe_lines():
 
 def memory_lines():
     run = load("memory")
+    if not run:
+        return
+    slopes = run.get("MiB per inner step", {})
+    rows = []
+    for name, row in run["bytes"].items():
+        known = [(int(s), b) for s, b in row.items() if s.isdigit() and b is not None]
+        ends = dict(sorted(known)[:1] + sorted(known)[-1:])
+        figures = [f"{b / 2**20:.0f} at {s}" for s, b in ends.items()]
+        slope = slopes.get(name, {})
+        if slope.get("measured") is not None:
+            figures.append(f"{slope['measured']:.1f} per step (parameters alone {slope['trajectory']:.1f})")
+        rows.append(f"{name} {', '.join(figures) or 'not measured'}")
+    yield "- Peak memory of a Conv4-64 meta-gradient (8 tasks), MiB by inner steps: " + "; ".join(rows) + "."
+
+
+def mutation_lines():
+    run = load("mutations")
     if run:
-        rows = [
-            f"{name} " + ", ".join(f"{b / 2**20:.0f} MiB at {s}" for s, b in row.items() if s.isdigit())
-            for name, row in run["bytes"].items()
+        yield f"- Faults planted one at a time by `benchmarks/mutations.py`: {run['caught']} of {run['faults']} caught."
+
+
+def plus_plus_lines():
+    run = load("maml_plus_plus")
+    if run:
+        facts = run["protocol"]
+        figures = [
+            f"{name} {100 * r['accuracy']:.1f}% (sd {100 * r['sd over seeds']:.1f}%)"
+            for name, r in run["summary"].items()
         ]
-        yield "- Peak memory of a Conv4-64 meta-gradient (8 tasks) by inner steps: " + "; ".join(rows) + "."
+        yield (
+            f"- `omniglot`, 20-way 1-shot, conv4-{facts['width']}, {facts['iterations']} meta-steps of "
+            f"{facts['meta batch']} tasks, {facts['seeds']} seeds, {facts['test_tasks']} test tasks: "
+            f"{', '.join(figures)}."
+        )
+
+
+def order_lines():
+    for problem in ("sinusoid", "omniglot"):
+        run = load(f"order-{problem}")
+        if not run:
+            continue
+        facts = run["protocol"]
+        accuracy = facts["metric"] == "accuracy"
+        unit, digits, sign = (100, 1, "%") if accuracy else (1, 2, "")
+        yield ""
+        yield (
+            f"First against second order on `{problem}`: {facts['inner_steps']} inner steps, "
+            f"{facts['meta_batch']} tasks a meta-step, compile {facts['scope']}, {facts['seeds']} seeds, "
+            f"{facts['test_tasks']} new tasks (implicit: on imaml, and held against unrolled there)."
+        )
+        yield ""
+        what = "accuracy" if accuracy else "error"
+        yield (
+            "| meta-gradient | cosine to the exact one, at the start / trained | time over first order (owed) | "
+            f"{what} after {facts['iterations']} meta-steps | {what} at equal time (meta-steps) |"
+        )
+        yield "|---|---|---|---|---|"
+        for name, row in run["gradients"].items():
+            cosines = [f"{row[when]['cosine']:.2f}" for when in ("at initialisation", "after training")]
+            ratio, count = row["time over first order"], row["equal wall clock"]["iterations"]
+            figures = [
+                f"{unit * r['mean']:.{digits}f}{sign} ± {unit * r['interval95']:.{digits}f}{sign}"
+                for r in (row["equal iterations"], row["equal wall clock"])
+            ]
+            yield (
+                f"| {name} | {' / '.join(cosines)} | {ratio['measured']:.2f} ({ratio['owed']:.2f}) | "
+                f"{figures[0]} | {figures[1]} ({count:.0f}) |"
+            )
+        yield ""
 
 
 def speed_lines():
@@ -57,7 +120,7 @@ def speed_lines():
 def main():
     text = README.read_text()
     before, rest = text.split(BEGIN)
-    lines = [*recipe_lines(), *memory_lines(), *speed_lines()]
+    lines = [*recipe_lines(), *plus_plus_lines(), *memory_lines(), *speed_lines(), *mutation_lines(), *order_lines()]
     README.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END, 1)[1])
 
 

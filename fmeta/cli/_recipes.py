@@ -152,10 +152,13 @@ class Recipe:
         return self.sampler("test")(fold(self.key(), _TEST), count)
 
     def preferred_scope(self) -> Scope:
-        """One graph compiles in a time that grows with the inner steps; stages do not, but need a recursion."""
-        if self.inner_steps <= 5:
-            return "whole"
-        return "step" if self.gradient in ("adjoint", "truncated", "first_order") else "none"
+        """One graph compiles in a time that grows with the inner steps (and evolution's pairs); stages do not."""
+        return "whole" if self.inner_steps <= 5 and self.gradient != "evolution" else self.staged()
+
+    def staged(self) -> Scope:
+        """Stages, where the meta-gradient has them."""
+        gradient = "implicit" if (self.learner, self.gradient) == ("imaml", "auto") else self.gradient
+        return "step" if gradient in ("adjoint", "truncated", "first_order", "implicit", "evolution") else "none"
 
     # what a recipe of one domain decides
     def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
@@ -204,7 +207,15 @@ class Recipe:
         return fmeta.chain(fmeta.clip_by_global_norm(self.inner_clip), optimizer) if self.inner_clip else optimizer
 
     def meta_gradient(self) -> MetaGradient:
-        weights = fmeta.multi_step(self.inner_steps) if self.multi_step else None
+        own = self.build_learner().gradient
+        chosen = "unrolled" if self.gradient == "auto" and hasattr(own, "loss_weights") else self.gradient
+        weighing = ("unrolled", "adjoint", "truncated", "first_order")
+        if self.multi_step and chosen not in weighing:
+            raise InputError(
+                f"recipe(multi_step=True, gradient={self.gradient!r}): expected a meta-gradient that weighs the losses "
+                f"of all steps: {', '.join(weighing)}"
+            )
+        weights = fmeta.multi_step(self.inner_steps) if self.multi_step or self.learner == "maml_plus_plus" else None
         ways: dict[str, Callable[[], MetaGradient]] = {
             "unrolled": lambda: fmeta.unrolled(weights),
             "adjoint": lambda: fmeta.adjoint(weights),
@@ -214,12 +225,7 @@ class Recipe:
             "implicit": lambda: fmeta.implicit(fmeta.cg(self.solver_iterations)),
             "evolution": lambda: fmeta.evolution(self.sigma, self.pairs),
         }
-        if weights and self.gradient not in ("unrolled", "adjoint", "truncated", "first_order"):
-            raise InputError(
-                f"recipe(multi_step=True, gradient={self.gradient!r}): expected a meta-gradient that weighs the losses "
-                "of all steps: unrolled, adjoint, truncated or first_order"
-            )
-        return self.build_learner().gradient if self.gradient == "auto" else ways[self.gradient]()
+        return own if chosen == "auto" else ways[chosen]()
 
     def phases(self) -> dict[int, MetaGradient]:
         """First meta-step -> meta-gradient from there on."""
@@ -311,9 +317,7 @@ class Omniglot(Recipe):
 
     def preferred_scope(self) -> Scope:
         """One graph of several unrolled convolutional steps compiles for many minutes."""
-        if self.inner_steps == 1:
-            return "whole"
-        return "step" if self.gradient in ("adjoint", "truncated", "first_order") else "none"
+        return "whole" if self.inner_steps == 1 and self.gradient != "evolution" else self.staged()
 
     def metric(self) -> str:
         return "accuracy"

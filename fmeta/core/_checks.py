@@ -139,10 +139,15 @@ def check_model(call: str, model: Any) -> None:
 
 
 def check_optimizer(call: str, optimizer: Any) -> None:
-    """An `Optimizer`, not a rate and nothing of torch.optim's."""
+    """An `Optimizer` that descends, not a rate and nothing of torch.optim's."""
     if not isinstance(optimizer, Optimizer):
         came = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
         raise InputError(f"{call}: optimizer is {came}; expected fmeta.sgd(rate), fmeta.adam(rate), …")
+    if not optimizer.descends:
+        raise InputError(
+            f"{call}: optimizer only transforms the gradient, so its updates would climb; expected one that descends; "
+            "put it into fmeta.chain(…, fmeta.sgd(rate))"
+        )
 
 
 def refuse_compiled(call: str, *values: Any) -> None:

@@ -134,11 +134,24 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
         norm = tree.global_norm(grads)
         return tree.scale(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0)), state
 
-    return Optimizer(lambda params: (), update)
+    return Optimizer(lambda params: (), update, descends=False)
 
 
 def chain(*links: Optimizer) -> Optimizer:
-    """Feeds the output of each transformation to the next; the last one is the optimizer (`sgd`, `adam`, …)."""
+    """Feeds the output of each link to the next; the last one is the optimizer (`sgd`, `adam`, `masked`, …).
+
+    Raises:
+        InputError: no links; an optimizer before the last place, which would feed the next a step for a gradient.
+    """
+    if not links or not all(isinstance(link, Optimizer) for link in links):
+        came = ", ".join(type(link).__name__ for link in links)
+        raise InputError(f"chain({came}): expected one link or more, such as chain(clip_by_global_norm(1.0), sgd(0.1))")
+    if any(link.descends for link in links[:-1]):
+        raise InputError(
+            "chain: a link before the last descends already, so the next would take its step for a gradient; expected "
+            "that only the last does; for other rates by name give one optimizer a tree of rates; a link of your own "
+            "that only transforms the gradient is Optimizer(init, update, descends=False)"
+        )
 
     def init(params: Tree) -> Tree:
         return tuple(link.init(params) for link in links)
@@ -150,14 +163,17 @@ def chain(*links: Optimizer) -> Optimizer:
             states.append(new)
         return grads, tuple(states)
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, links[-1].descends)
 
 
 def masked(optimizer: Optimizer, pattern: str) -> Optimizer:
     """Moves only the parameters whose names match; the others stay, and have neither state nor a share in a norm.
 
+    Other rates for other parameters are no case for it, but for a tree of rates: `sgd({name: rate, …})`.
+
     Args:
-        optimizer: sees a dict of the matching parameters by name (so a tree of rates is such a dict).
+        optimizer: sees a dict of the matching parameters by name (so a tree of rates is such a dict). A link, such as
+            clipping, stays one: it leaves the gradients that do not match as they are.
         pattern: shell-style patterns separated by commas (`head.*`); `!` in front means all but these.
 
     Raises:
@@ -170,9 +186,9 @@ def masked(optimizer: Optimizer, pattern: str) -> Optimizer:
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         updates, state = optimizer.update(tree.select_leaves(grads, pattern), state, chosen(params))
-        return tree.replace_leaves(tree.zeros_like(grads), updates), state
+        return tree.replace_leaves(tree.zeros_like(grads) if optimizer.descends else grads, updates), state
 
-    return Optimizer(lambda params: optimizer.init(chosen(params)), update)
+    return Optimizer(lambda params: optimizer.init(chosen(params)), update, optimizer.descends)
 
 
 def per_step(rates: Tree) -> Schedule:

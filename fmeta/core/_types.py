@@ -52,10 +52,11 @@ class Model(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation: serves the inner and the outer loop alike. Counts in its state are float tensors."""
+    """Turns gradients into updates, in the inner and the outer loop alike. Counts in its state are float tensors."""
 
     init: Callable[[Tree], Tree]  # params -> state
     update: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]  # grads, state, params -> updates to add, state
+    descends: bool = True  # False for a link of `chain` that only transforms the gradient, such as clipping
 
 
 Loss = Callable[[Tree, Tree], Tensor]  # prediction, y -> [example], or a mean []

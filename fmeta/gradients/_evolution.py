@@ -22,8 +22,9 @@ def evolution(sigma: float, pairs: int) -> MetaGradient:
         1/T Σₜ 1/n Σᵢ εᵢ (Fₜ(meta + σεᵢ) − Fₜ(meta − σεᵢ)) / 2σ,    F(meta) = loss(adapt(meta, support), meta, query)
 
     with ε standard normal, drawn from each task's key. It needs no derivative of the query loss, so that loss may be a
-    count of errors; n pairs cost 2n adaptations. Its error falls like √(parameters / (pairs · tasks)). Salimans et
-    al. 2017, https://arxiv.org/abs/1703.03864; Song et al. 2020, https://arxiv.org/abs/1910.01215.
+    count of errors; n pairs cost 2n adaptations. Its error falls like √(parameters / (pairs · tasks)). A task that
+    comes again needs a new key, or it meets the same ε. Salimans et al. 2017, https://arxiv.org/abs/1703.03864; Song
+    et al. 2020, https://arxiv.org/abs/1910.01215.
 
     Args:
         sigma: standard deviation of the perturbations, in the units of meta.

@@ -29,7 +29,8 @@ def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGra
     and the number of steps, in the memory of one step. Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630.
 
     `Info.metrics` gains, per task, `residual` ‖Av − b‖/‖b‖ of the linear system and `inner_gradient`, the norm of the
-    inner gradient where descent ended (0 at the solution).
+    inner gradient where descent ended: 0 at the solution, and far from it the formula is that of another point. Every
+    fast weight must move, so no `masked` inner optimizer.
 
     Args:
         solve: `cg(iterations)` (the default, 10), `neumann(iterations, rate)` or `direct()`.

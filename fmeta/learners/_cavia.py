@@ -17,6 +17,12 @@ from fmeta.learners._parts import Metrics, forward, gradient_based
 
 def append(x: Tensor, context: Tensor) -> Tensor:
     """The default `condition`: φ beside every input, which grows from `[…, feature]` to `[…, feature + context]`."""
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1):
+        came = f"a {x.dtype} tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(
+            f"cavia: x is {came}; expected [example, …, feature] of floats, to append the context to; for other inputs "
+            "pass condition=lambda x, context: what your model takes"
+        )
     return torch.cat([x, context.to(x.dtype).expand(*x.shape[:-1], len(context))], -1)
 
 
@@ -47,8 +53,8 @@ def cavia(
     """
     check_model("cavia", model)
     check_optimizer("cavia", optimizer)
-    if context < 1:
-        raise InputError(f"cavia(context={context}): expected at least 1 context parameter")
+    if not isinstance(context, int) or context < 1:
+        raise InputError(f"cavia(context={context}): expected a whole number of context parameters, at least 1")
 
     def inner_loss(fast: Tensor, meta: Tree, batch: Examples, at: At) -> Tensor:
         prediction = forward(model, meta, condition(batch.x, fast), at.key)

@@ -67,6 +67,10 @@ def maml_plus_plus(
 
     def init(key: Tensor) -> MAMLPlusPlusParams:
         params = model.init(key)
+        if not (isinstance(params, dict) and all(isinstance(p, Tensor) for p in params.values())):
+            raise InputError(
+                "maml_plus_plus: the model's parameters are nested; expected one flat dict, name -> tensor"
+            )
         if each_step:
             check_pattern("maml_plus_plus", params, each_step)
         held = tree.select_leaves(params, each_step)

@@ -74,7 +74,7 @@ def transform(curvature: dict[str, tuple[Tensor, ...]]) -> Optimizer:
         named = tree.named_leaves(grads)
         return tree.replace_leaves(grads, {name: _times(g, curvature[name]) for name, g in named.items()}), state
 
-    return Optimizer(lambda params: (), update)
+    return Optimizer(lambda params: (), update, descends=False)
 
 
 def _modes(p: Tensor) -> tuple[int, ...]:

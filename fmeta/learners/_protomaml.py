@@ -80,7 +80,7 @@ def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> Ten
             f"{call}: the encoder gave shape {list(features.shape)}; expected [example, feature]; flatten or pool it"
         )
     check_labels(call, support.y, ways, len(features))
-    member = F.one_hot(support.y, ways).to(features.dtype)
+    member = F.one_hot(support.y.to(torch.int64), ways).to(features.dtype)
     if isinstance(support.weight, Tensor):
         member = member * support.weight[:, None].to(features.dtype)
     count = member.sum(0)

@@ -1,6 +1,6 @@
 """Laws that every learner and meta-gradient obeys, as functions: for fmeta's tests and for yours.
 
-`fmeta.testing.strategies` has hypothesis strategies; it needs hypothesis.
+`fmeta.testing.strategies` has hypothesis strategies; it needs hypothesis, so it is imported by itself.
 """
 
 from fmeta.testing._check_learner import LawError, LawReport, check_learner

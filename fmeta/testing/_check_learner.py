@@ -11,6 +11,7 @@ from torch import Tensor
 from fmeta.core import InputError, Learner, MetaGradient, Task, Tree, check_meta, check_tasks, key, nearest
 from fmeta.core import _tree as tree
 from fmeta.testing._laws import LAWS, Case, admitted
+from fmeta.testing._oracles import losses_by_loop
 
 
 class LawError(AssertionError):
@@ -52,13 +53,14 @@ def check_learner(
         tasks: a batch of two tasks or more; with keys, if the adaptation is random.
         meta: where to check; `learner.init(key(0))` if left out.
         laws: names of `LAWS`; all of them if left out.
-        skip: laws that the learner does not promise, such as "padding changes nothing" where batch norm sees padding.
+        skip: laws that the learner does not promise, such as "padding changes nothing" where dropout or batch norm
+            sees padding.
         claimed: meta-gradients of your own that are said to be exact, by name.
         backend: of torch.compile, for "compiled equals eager".
 
     Raises:
         LawError: with every broken law and what was found.
-        InputError: an unknown law, bad tasks or meta, a single task.
+        InputError: an unknown law, bad tasks or meta, a single task, a learner that does not run on them in float64.
     """
     for name in (*(laws or ()), *skip):
         if name not in LAWS:
@@ -68,6 +70,14 @@ def check_learner(
     chosen = _double(learner.init(key(0, _device(tasks))) if meta is None else meta)
     check_meta("check_learner", chosen)
     case = Case(learner, chosen, _double(tasks), claimed or {}, backend)
+    try:
+        losses_by_loop(learner, case.meta, case.tasks)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"check_learner({learner.name}): it does not run on these tasks in float64 ({found}); expected tasks "
+            "that fit, and that all tensors a model closes over follow its parameters' dtype"
+        ) from error
     passed, skipped, failures = [], {}, {}
     for name in LAWS if laws is None else laws:
         if name in skip:
@@ -75,7 +85,7 @@ def check_learner(
             continue
         try:
             reason = LAWS[name](case)
-        except (AssertionError, InputError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever a foreign learner raises is a finding
             failures[name] = f"{'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{error}"
         else:
             if reason is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from fmeta.core import At, InputError, Learner, Task, Tree, fold
 
 
 def distance(a: Tree, b: Tree) -> float:
-    """The largest difference of two trees of one structure, relative to the largest entry of the second."""
+    """The largest difference of two trees of one structure, relative to the second's largest entry or 1e-12."""
     pairs = list(zip(tree_leaves(a), tree_leaves(b), strict=True))
     wrong = [(tuple(u.shape), tuple(v.shape)) for u, v in pairs if u.shape != v.shape]
     if wrong:
         raise AssertionError(f"shapes {wrong[0][0]} and {wrong[0][1]} differ")
     scale = max(float(v.abs().max()) for _, v in pairs if v.numel())
     gaps = [float((u - v).abs().max()) for u, v in pairs if u.numel()]
-    return float("nan") if any(g != g for g in gaps) else max(gaps) / max(scale, 1e-300)
+    return float("nan") if any(g != g for g in gaps) else max(gaps) / max(scale, 1e-12)
 
 
 def tasks_of(tasks: Task) -> list[Task]:
@@ -103,3 +104,26 @@ def finite_difference(function: Callable[[Tree], Tensor], at: Tree, move: Tree, 
 
     found = [float((value(h) - value(-h)) / (2 * h)) for h in (step, step / 10, step / 100)]
     return found[0] if abs(found[0] - found[1]) <= abs(found[1] - found[2]) else found[1]
+
+
+def least_curvature(learner: Learner, meta: Tree, tasks: Task) -> float:
+    """The smallest eigenvalue of the inner loss's Hessian where adaptation ends, over tasks; row by row."""
+    inner, found = learner.inner, []
+    if inner is None:
+        raise InputError(f"least_curvature({learner.name}): it has no inner loop; expected a learner with one")
+    for task in tasks_of(tasks):
+        leaves, structure = tree_flatten(learner.adapt(meta, task.support, task.key))
+        index = torch.tensor(inner.steps, device=leaves[0].device)
+        at = At(index, fold(task.key, index) if isinstance(task.key, Tensor) else (), task.key)
+
+        def value(
+            flat: Tensor, leaves: list[Tensor] = leaves, structure: Any = structure, task: Task = task, at: At = at
+        ) -> Tensor:
+            pieces = flat.split([leaf.numel() for leaf in leaves])
+            fast = [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
+            return inner.loss(tree_unflatten(fast, structure), meta, inner.batch(task.support, at), at)
+
+        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
+        hessian = torch.autograd.functional.hessian(value, flat)
+        found.append(float(torch.linalg.eigvalsh(hessian)[0]))
+    return min(found)

@@ -55,8 +55,8 @@ def fit(
     """Meta-trains a learner and returns the final state.
 
     The tasks of a step depend on the run's key and the step's number alone, so a run is a function of its key: resumed
-    on the same machine it ends with the same bits. The first batch is adapted to eagerly first, so that bad tasks are
-    reported by name before anything is compiled.
+    on the same machine it ends with the same bits. The first batch is adapted to eagerly first, and every meta-gradient
+    of a mapping is tried on one task, so that what does not fit is reported by name before anything is compiled.
 
     In `run_dir`: `metrics.jsonl` with a line of means every `log_every` steps, and `checkpoints/` with the last
     checkpoint and the best (by `validate`, lower is better), taken every `save_every` steps, at the end, on Ctrl-C and
@@ -104,13 +104,16 @@ def fit(
     try:
         while at < iterations:
             tasks = next(batches)
+            if phase < 0:
+                _try_once(learner, state.meta, tasks)
+                if run.scope == "whole" or len(phases) > 1:
+                    # one eager task, for the warnings that a graph cannot give and what a later phase would raise
+                    one = tree_map(lambda leaf: leaf[:1], tasks)
+                    for chosen in phases.values():
+                        meta_grad(learner, chosen)(state.meta, one)
             present = max(first for first in phases if first <= at)
             if present != phase:
                 phase, step = present, run.whole(trainers[present].step)
-                _try_once(learner, state.meta, tasks)
-                if run.scope == "whole":
-                    # one eager task, for the warnings that a graph cannot give
-                    meta_grad(learner, phases[present])(state.meta, tree_map(lambda leaf: leaf[:1], tasks))
             state, info = step(state, tasks)
             at += 1
             window.add(info)

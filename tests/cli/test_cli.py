@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import fmeta
 from fmeta.cli import _show, main
+from fmeta.cli._recipes import Sinusoid
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
 TINY += ["--eval-tasks", "6", "--eval-steps", "0", "1", "3", "--log-every", "2", "--save-every", "2"]
@@ -178,6 +180,29 @@ def test_first_order_until_swaps_the_meta_gradient(tmp_path):
         assert main(["train", *TINY, *many, *gradient, *options, "--run-dir", str(run)]) == 0
     assert lines_of(tmp_path / "mixed")[0] == lines_of(tmp_path / "first")[0]
     assert state_bytes(tmp_path / "mixed", 4) != state_bytes(tmp_path / "first", 4)
+
+
+def test_maml_plus_plus_weighs_all_steps_under_any_meta_gradient():
+    """Named on the command line, unrolled is what the learner has of itself; the flag gives any learner the same."""
+    many = {"hidden": (4,), "inner_steps": 3}
+    own = Sinusoid(learner="maml_plus_plus", **many)
+    assert own.meta_gradient() == fmeta.unrolled(fmeta.multi_step(3))
+    assert Sinusoid(learner="maml_plus_plus", gradient="unrolled", **many).meta_gradient() == own.meta_gradient()
+    annealed = Sinusoid(learner="maml_plus_plus", gradient="adjoint", first_order_until=5, **many).phases()
+    assert annealed == {0: fmeta.first_order(fmeta.multi_step(3)), 5: fmeta.adjoint(fmeta.multi_step(3))}
+    assert Sinusoid(multi_step=True, **many).meta_gradient() == own.meta_gradient()
+    assert Sinusoid(**many).meta_gradient() == fmeta.unrolled()
+
+
+def test_auto_compiles_in_stages_what_would_make_a_long_graph():
+    for options in (
+        {"gradient": "evolution"},
+        {"learner": "imaml", "inner_steps": 16},
+        {"gradient": "adjoint", "inner_steps": 9},
+    ):
+        assert Sinusoid(**options).preferred_scope() == "step"
+    assert Sinusoid(learner="imaml").preferred_scope() == "whole"
+    assert Sinusoid(inner_steps=9).preferred_scope() == "none"
 
 
 def test_a_run_dir_that_holds_a_run_is_refused_and_untouched(run, fails):

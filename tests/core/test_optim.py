@@ -260,6 +260,33 @@ def test_a_mask_that_matches_nothing_lists_near_names(pattern):
     assert all(name in str(caught.value) for name in NAMES)
 
 
+def test_a_link_inside_a_mask_leaves_the_other_gradients_as_they_are(problem):
+    params, grads = problem
+    ours = fmeta.chain(fmeta.masked(fmeta.clip_by_global_norm(0.5), "b"), fmeta.sgd(0.1))
+    expected = run_torch(lambda p: T.SGD(p, 0.1), {"a": params["a"]}, [{"a": g["a"]} for g in grads])
+    clipped = run_torch(lambda p: T.SGD(p, 0.1), {"b": params["b"]}, [{"b": g["b"]} for g in grads], clip=0.5)
+    moved = run(ours, params, grads)
+    torch.testing.assert_close(moved, expected | clipped, rtol=1e-12, atol=1e-12)
+
+
+def test_two_optimizers_in_a_chain_are_refused():
+    """The second would take the first's step for a gradient: two masks in a row moved nothing at all."""
+    body, head = fmeta.masked(fmeta.sgd(0.1), "!head.*"), fmeta.masked(fmeta.sgd(0.5), "head.*")
+    for links in ((body, head), (fmeta.adam(0.1), fmeta.clip_by_global_norm(1.0))):
+        with pytest.raises(fmeta.InputError, match=r"chain: a link before the last descends already.*tree of rates"):
+            fmeta.chain(*links)
+    for links in ((), (0.1, fmeta.sgd(0.1))):
+        with pytest.raises(fmeta.InputError, match=r"chain\(.*\): expected one link or more"):
+            fmeta.chain(*links)
+
+
+def test_a_link_alone_is_no_optimizer():
+    """Its updates are gradients, so the loss would climb."""
+    for link in (fmeta.clip_by_global_norm(1.0), fmeta.chain(fmeta.masked(fmeta.clip_by_global_norm(1.0), "*"))):
+        with pytest.raises(fmeta.InputError, match=r"maml: optimizer only transforms the gradient.*fmeta\.chain\("):
+            fmeta.maml(fmeta.models.mlp([1, 1]), fmeta.mse, optimizer=link, steps=1)
+
+
 def test_a_mask_that_leaves_nothing_is_refused():
     with pytest.raises(fmeta.InputError, match=r"masked\('!\*'\): leaves no parameter"):
         fmeta.masked(fmeta.sgd(0.1), "!*").init({"a": torch.ones(2)})

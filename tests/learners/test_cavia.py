@@ -113,9 +113,9 @@ def test_a_condition_of_the_users_has_an_exact_meta_gradient():
     assert fmeta.check_meta_grad(learner, learner.init(KEY), TASKS).order == "exact"
 
 
-@pytest.mark.parametrize("context", [0, -1])
+@pytest.mark.parametrize("context", [0, -1, 2.5])
 def test_a_context_of_no_length_is_refused(context):
-    with pytest.raises(fmeta.InputError, match=rf"cavia\(context={context}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"cavia\(context={context}\): expected a whole number"):
         fmeta.cavia(NET, fmeta.mse, context=context, optimizer=fmeta.sgd(0.7), steps=1)
 
 
@@ -129,3 +129,12 @@ def test_a_first_layer_without_room_for_the_context_is_named():
 def test_no_steps_are_refused(steps):
     with pytest.raises(fmeta.InputError, match=rf"cavia\(steps={steps}\): expected at least 1"):
         fmeta.cavia(NET, fmeta.mse, context=3, optimizer=fmeta.sgd(0.7), steps=steps)
+
+
+@pytest.mark.parametrize("x", [torch.arange(6)[:, None], torch.ones(6, dtype=F64), {"a": torch.ones(6, 1, dtype=F64)}])
+def test_inputs_that_the_context_cannot_stand_beside_are_named(x):
+    """Cast to integers it would have no gradient, and nothing would adapt."""
+    learner = fmeta.cavia(regressor(3), fmeta.mse, context=2, optimizer=fmeta.sgd(0.1), steps=1)
+    support = fmeta.Examples(x, torch.zeros(6, 1, dtype=F64))
+    with pytest.raises(fmeta.InputError, match=r"cavia: x is a .*expected \[example, …, feature\].*condition="):
+        learner.adapt(learner.init(KEY), support, ())

@@ -181,3 +181,10 @@ def test_a_rate_that_is_none_is_refused(lr):
 def test_no_steps_are_refused(steps):
     with pytest.raises(fmeta.InputError, match=rf"maml_plus_plus\(steps={steps}\): expected at least 1"):
         fmeta.maml_plus_plus(normed(), fmeta.cross_entropy, lr=0.1, steps=steps)
+
+
+def test_nested_parameters_are_refused():
+    nested = fmeta.Model(lambda key: {"body": {"weight": torch.ones(1, 2)}}, lambda params, x: x, None)
+    learner = fmeta.maml_plus_plus(nested, fmeta.mse, lr=0.1, steps=2, each_step="")
+    with pytest.raises(fmeta.InputError, match="maml_plus_plus: the model's parameters are nested; expected one flat"):
+        learner.init(KEY)

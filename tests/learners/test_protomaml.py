@@ -165,6 +165,13 @@ def test_a_class_without_support_raises(support):
         protomaml().adapt(META, support, ())
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_of_any_integer_type_give_the_same_start(dtype):
+    inner = protomaml().inner
+    found = inner.start(META, SUPPORT._replace(y=SUPPORT.y.to(dtype)))
+    assert distance(found, inner.start(META, SUPPORT)) == 0
+
+
 @pytest.mark.parametrize("gradient", [fmeta.unrolled, fmeta.adjoint])
 def test_a_class_that_one_task_of_a_batch_lacks_raises(gradient):
     with pytest.raises(fmeta.InputError, match=r"protomaml: a class of 0 \.\. 2 has no support example"):

@@ -115,15 +115,43 @@ def test_forgotten_weights_are_caught():
     assert "off by" in broken(MAML._replace(loss=loss), "padding changes nothing")
 
 
+def test_an_init_that_draws_from_elsewhere_is_caught():
+    loose = MAML._replace(init=lambda key: tree_map(lambda w: w + torch.randn((), dtype=F64), MAML.init(key)))
+    assert "the same key gave other bits" in broken(loose, "init depends on the key alone")
+
+
+def test_predictions_that_see_other_tasks_or_lose_examples_are_caught():
+    law = "predictions belong to their examples"
+    short = MAML._replace(predict=lambda fast, meta, x: MAML.predict(fast, meta, x)[1:])
+    assert "4 predictions for 5" in broken(short, law)
+    counting = iter(range(100))
+    drifting = MAML._replace(predict=lambda fast, meta, x: MAML.predict(fast, meta, x) + next(counting))
+    assert "other bits" in broken(drifting, law)
+
+
+def test_any_exception_of_a_learner_is_a_finding():
+    def predict(fast, meta, x):
+        raise KeyError("head")
+
+    found = broken(MAML._replace(predict=predict), "predictions belong to their examples")
+    assert found == "KeyError: 'head'"
+
+
 def test_support_targets_without_effect_are_caught():
     deaf = MAML._replace(adapt=lambda meta, support, key: tree_map(lambda w: w + support.x.mean(), meta), inner=None)
     assert "stay as they are" in broken(deaf, "adaptation uses the support targets")
 
 
 def test_a_false_claim_of_convexity_is_caught():
-    """At the saddle that MAML's inner problem has no solution near meta, descent does not come to rest."""
+    """Descent in MAML's inner problem does come to rest after thousands of steps, but at one optimum of many."""
     claimed = fmeta.with_inner(MAML, MAML.inner._replace(strongly_convex=True))
-    assert broken(claimed, "implicit equals unrolled at convergence")
+    assert "not strongly convex" in broken(claimed, "implicit equals unrolled at convergence")
+
+
+def test_descent_that_is_too_slow_is_skipped_and_told():
+    learner = fmeta.imaml(regressor(), fmeta.mse, damping=3.0, optimizer=fmeta.sgd(1e-4), steps=600)
+    law = "implicit equals unrolled at convergence"
+    assert "too slow to see its end" in testing.check_learner(learner, TASKS, laws=[law]).skipped[law]
 
 
 @pytest.mark.parametrize("law", ["equals plain autograd", "equals finite differences", "batch equals loop"])
@@ -144,6 +172,14 @@ def test_all_broken_laws_are_told_at_once():
     with pytest.raises(testing.LawError, match=r"check_learner\(maml\): 2 broken") as caught:
         testing.check_learner(idle, TASKS, laws=laws)
     assert list(caught.value.failures) == ["equals plain autograd", "losses are the querys"]
+
+
+def test_a_learner_that_does_not_run_in_float64_is_one_error():
+    fixed = torch.ones(2, 1)
+    model = fmeta.Model(lambda key: {"w": torch.ones(())}, lambda params, x: params["w"] * (x @ fixed), None)
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
+    with pytest.raises(fmeta.InputError, match=r"check_learner\(maml\): it does not run.*dtype"):
+        testing.check_learner(learner, TASKS)
 
 
 def test_bad_input():

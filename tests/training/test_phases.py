@@ -156,3 +156,15 @@ def test_compiled_phases_equal_eager(scope):
     compiled, eager = (train(SWAP, iterations=7, scope=s, learner=short) for s in (scope, "none"))
     for u, v in zip(tree_leaves(compiled), tree_leaves(eager), strict=True):
         torch.testing.assert_close(u, v, rtol=1e-9, atol=1e-12)
+
+
+def test_a_later_phase_that_fails_on_these_tasks_is_told_before_the_first_step():
+    """At its own step it would have cost the run up to there."""
+    seen = []
+    with pytest.raises(fmeta.InputError, match=r"evolution.*drawn from the task's key"):
+        fmeta.fit(
+            LEARNER, OUTER, lambda k, count: TASKS._replace(key=()), key=key(3), iterations=12, meta_batch=3,
+            gradient={0: fmeta.first_order(), 5: fmeta.evolution(0.1, 2)}, log_every=1,
+            progress=lambda step, _: seen.append(step),
+        )  # fmt: skip
+    assert not seen

@@ -242,8 +242,9 @@ def prototypical(means):
     encoder = fmeta.models.mlp([4, 6, 5], torch.tanh, F64)
 
     def adapt(meta, support, key):
-        weight = support.weight if isinstance(support.weight, torch.Tensor) else torch.ones(len(support.y), dtype=F64)
-        return means(encoder.apply(meta, support.x), support.y, weight)
+        z = encoder.apply(meta, support.x)
+        weight = support.weight if isinstance(support.weight, torch.Tensor) else torch.ones_like(z[:, 0])
+        return means(z, support.y, weight.to(z))
 
     def predict(prototypes, meta, x):
         return -((encoder.apply(meta, x)[:, None] - prototypes) ** 2).sum(-1)

@@ -99,7 +99,9 @@ def order_lines():
             cosines = [f"{row[when]['cosine']:.2f}" for when in ("at initialisation", "after training")]
             ratio, count = row["time over first order"], row["equal wall clock"]["iterations"]
             figures = [
-                f"{unit * r['mean']:.{digits}f}{sign} ± {unit * r['interval95']:.{digits}f}{sign}"
+                f"median {unit * r['median']:.{digits}f}{sign}, {left} of {len(r['runs'])} runs not finite"
+                if (left := sum(run["not finite at"] is not None for run in r["runs"]))
+                else f"{unit * r['mean']:.{digits}f}{sign} ± {unit * r['interval95']:.{digits}f}{sign}"
                 for r in (row["equal iterations"], row["equal wall clock"])
             ]
             yield (

@@ -303,10 +303,14 @@ def mean_of(dicts):
     return {name: sum(d[name] for d in dicts) / len(dicts) for name in dicts[0]}
 
 
+def not_finite(row):
+    """How many runs left for infinity."""
+    return sum(run["not finite at"] is not None for run in row["runs"])
+
+
 def learned(row, accuracy):
     unit = 100 if accuracy else 1
-    left = sum(run["not finite at"] is not None for run in row["runs"])
-    if left:
+    if left := not_finite(row):
         return f"median {unit * row['median']:.{2 - accuracy}f}, {left} of {len(row['runs'])} runs not finite"
     text = f"{unit * row['mean']:.{2 - accuracy}f} ±{unit * row['interval95']:.{2 - accuracy}f}"
     return text if row["sd over seeds"] is None else f"{text} (sd {unit * row['sd over seeds']:.{2 - accuracy}f})"
@@ -345,10 +349,11 @@ def plot(name, result):
     places = range(len(rows))
     for when, offset, color in zip(LEARNED, (-0.12, 0.12), ("tab:blue", "tab:orange"), strict=True):
         unit = 100 if accuracy else 1
-        values = [unit * row[when]["mean"] for row in rows.values()]
-        halves = [unit * row[when]["interval95"] for row in rows.values()]
+        values = [unit * row[when]["median" if not_finite(row[when]) else "mean"] for row in rows.values()]
+        halves = [0 if not_finite(row[when]) else unit * row[when]["interval95"] for row in rows.values()]
         left.errorbar([p + offset for p in places], values, yerr=halves, fmt="o", capsize=3, color=color, label=when)
-    left.set_ylabel("query accuracy, %" if accuracy else "query error")
+    left.set_ylabel("query accuracy, %" if accuracy else "query error (the median where a run was not finite)")
+    left.set_yscale("linear" if accuracy else "log")
     for kind, offset, color in (("measured", -0.2, "tab:blue"), ("owed", 0.2, "lightgrey")):
         values = [row["time over first order"][kind] for row in rows.values()]
         label = kind if kind == "measured" else "owed by the arithmetic"

@@ -115,7 +115,8 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
             raise InputError(
                 f"meta_grad({learner.name}, implicit(solve)): it reports {list(found)}; rename your metric"
             )
-        return d_meta, info._replace(metrics=info.metrics | found)
+        # built anew, because torch 2.11 cannot hand a `_replace`d tuple out of a graph
+        return d_meta, Info(info.loss, info.losses, info.metrics | found)
 
     def warn(residuals: Tensor) -> None:
         nonlocal warned, calls

@@ -1,6 +1,7 @@
 """The command line."""
 
 from fmeta.cli._app import main
-from fmeta.cli._recipes import RECIPES, Experiment, Omniglot, Recipe, Sinusoid
+from fmeta.cli._recipe import Experiment, Recipe
+from fmeta.cli._recipes import RECIPES, Omniglot, Sinusoid
 
 __all__ = ["RECIPES", "Experiment", "Omniglot", "Recipe", "Sinusoid", "main"]

@@ -15,7 +15,8 @@ from rich.console import Console
 
 import fmeta
 from fmeta.cli import _show as show
-from fmeta.cli._recipes import RECIPES, Recipe, Sinusoid, recipe_class
+from fmeta.cli._recipe import Recipe
+from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._run import Run, change_run, check_resume, create_run, open_run
 from fmeta.core import InputError, Learner, Tree, fold, nearest
 from fmeta.evaluation import Evaluation, evaluate

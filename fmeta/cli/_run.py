@@ -19,7 +19,8 @@ import torch
 from typeguard import TypeCheckError, check_type
 
 import fmeta
-from fmeta.cli._recipes import Recipe, differences, recipe_class
+from fmeta.cli._recipe import Recipe, differences
+from fmeta.cli._recipes import recipe_class
 from fmeta.core import InputError
 from fmeta.execution import plan
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fmeta.core import Examples, InputError, Learner, MetaGradient, Task, Tree, direct, fold, key, normal
+from fmeta.core import Examples, InputError, Task, Tree, direct, fold, key, normal
 from fmeta.core import _tree as tree
 from fmeta.core._inner import over_tasks
 from fmeta.core._types import everything
@@ -27,6 +26,7 @@ from fmeta.gradients import (
 )
 from fmeta.gradients._evolution import perturbation
 from fmeta.learners import with_inner
+from fmeta.testing._case import SAME, Case, admitted, exact, grads_of, near
 from fmeta.testing._oracles import (
     distance,
     finite_difference,
@@ -36,55 +36,7 @@ from fmeta.testing._oracles import (
     tasks_of,
 )
 
-SAME = 1e-9  # two ways to compute one thing, in float64
-
-
-class Case(NamedTuple):
-    """A learner, where it stands, and a batch of two tasks or more, all in float64."""
-
-    learner: Learner
-    meta: Tree
-    tasks: Task
-    claimed: Mapping[str, MetaGradient] = {}  # meta-gradients beside fmeta's own that are said to be exact
-    backend: str = "aot_eager"
-
-
 Skipped = str | None  # why the law does not apply
-
-
-def admitted(case: Case) -> dict[str, MetaGradient]:
-    """The meta-gradients that fit the learner, by name."""
-    found: dict[str, MetaGradient] = {"unrolled": unrolled(), **case.claimed}
-    if isinstance(case.tasks.key, Tensor):
-        found["evolution"] = evolution(0.01, 2)
-    inner = case.learner.inner
-    if inner is not None:
-        found |= {"adjoint": adjoint(), "truncated": truncated(1), "first_order": first_order()}
-        if inner.steps > 1:
-            found["multi-step adjoint"] = adjoint(multi_step(inner.steps))
-        if tree.same_structure(case.meta, inner.start(case.meta, tasks_of(case.tasks)[0].support)):
-            found["difference"] = difference()
-        if inner.strongly_convex:
-            found["implicit"] = implicit(direct(), tolerance=float("inf"))
-    return found
-
-
-def exact(case: Case) -> dict[str, MetaGradient]:
-    """Those that are the gradient of the mean query loss after adaptation."""
-    ways: dict[str, MetaGradient] = {"unrolled": unrolled(), **case.claimed}
-    if case.learner.inner is not None:
-        ways |= {"adjoint": adjoint(), "truncated(steps)": truncated(case.learner.inner.steps)}
-    return ways
-
-
-def grads_of(case: Case, gradient: MetaGradient) -> Tree:
-    return meta_grad(case.learner, gradient)(case.meta, case.tasks)[0]
-
-
-def near(found: Tree, expected: Tree, what: str, tolerance: float = SAME) -> None:
-    gap = distance(found, expected)
-    if not gap <= tolerance:
-        raise AssertionError(f"{what}: off by {gap:.1e} of the largest entry, allowed {tolerance:g}")
 
 
 # ---- exactness ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from fmeta.core._checks import (
     InputError,
+    check_counts,
     check_meta,
     check_model,
     check_optimizer,
@@ -47,9 +48,9 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model", "Optimizer",
-    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain", "check_meta", "check_model",
-    "check_optimizer", "check_pattern", "check_tasks", "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy",
-    "direct", "eager", "fold", "from_module", "key", "linear_decay", "masked", "momentum", "mse", "nearest", "neumann",
-    "normal", "per_step", "permutation", "randint", "refuse_compiled", "rmsprop", "sgd", "split", "step_decay",
-    "trajectory", "uniform",
+    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain", "check_counts", "check_meta",
+    "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice", "clip_by_global_norm", "cosine_decay",
+    "cross_entropy", "direct", "eager", "fold", "from_module", "key", "linear_decay", "masked", "momentum", "mse",
+    "nearest", "neumann", "normal", "per_step", "permutation", "randint", "refuse_compiled", "rmsprop", "sgd", "split",
+    "step_decay", "trajectory", "uniform",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)
+
+
+def check_counts(call: str, **counts: object) -> None:
+    """Whole numbers, at least 1, by the names of the call's arguments."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise InputError(f"{call}({name}={count!r}): expected a whole number, at least 1")
 
 
 def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_counts
 from fmeta.core._types import Tree
 
 Product = Callable[[Tree], Tree]  # u -> A u
@@ -24,7 +24,7 @@ def cg(iterations: int = 10, tolerance: float = 1e-10) -> Solver:
 
     A task rests once ‖r‖ <= tolerance·‖b‖, or from where a direction has no positive curvature.
     """
-    _check_count("cg", "iterations", iterations)
+    check_counts("cg", iterations=iterations)
     if not 0 <= tolerance < 1:
         raise InputError(f"cg(tolerance={tolerance}): expected a relative residual >= 0 and below 1")
 
@@ -53,7 +53,7 @@ def neumann(iterations: int, rate: float) -> Solver:
     With A the Hessian it is reverse mode through gradient descent that stands at the solution
     (Lorraine et al. 2020, https://arxiv.org/abs/1911.02590).
     """
-    _check_count("neumann", "iterations", iterations)
+    check_counts("neumann", iterations=iterations)
     if not 0 < rate < float("inf"):
         raise InputError(f"neumann(rate={rate}): expected a finite rate > 0, below 2 over the largest curvature")
 
@@ -72,7 +72,7 @@ def direct(limit: int = 4096) -> Solver:
 
     Raises InputError above `limit` parameters. Where A is singular the solution is not finite.
     """
-    _check_count("direct", "limit", limit)
+    check_counts("direct", limit=limit)
 
     def solve(product: Product, b: Tree) -> Tree:
         flat = _flat(b)
@@ -101,8 +101,3 @@ def _like(flat: Tensor, a: Tree) -> Tree:
     leaves, structure = tree.tree_flatten(a)
     pieces = flat.split([leaf.numel() for leaf in leaves])
     return tree.tree_unflatten([p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)], structure)
-
-
-def _check_count(call: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{call}({name}={value}): expected a whole number, at least 1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_counts
 from fmeta.core._inner import over_tasks
 from fmeta.core._random import fold, normal
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
@@ -35,8 +35,7 @@ def evolution(sigma: float, pairs: int) -> MetaGradient:
     """
     if not 0 < sigma < float("inf"):
         raise InputError(f"evolution(sigma={sigma}): expected a positive standard deviation")
-    if pairs < 1:
-        raise InputError(f"evolution(pairs={pairs}): expected at least 1")
+    check_counts("evolution", pairs=pairs)
     return _Evolution(sigma, pairs)
 
 

@@ -45,6 +45,8 @@ def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGra
     if solve in factories:
         name = getattr(solve, "__name__", "solve")
         raise InputError(f"implicit({name}): got the factory; expected a solver; call it: {name}(…)")
+    if not (solve is None or callable(solve)):
+        raise InputError(f"implicit(solve={solve!r}): expected a solver: cg(iterations), neumann(…) or direct()")
     if not tolerance > 0:
         raise InputError(f"implicit(tolerance={tolerance}): expected a positive relative residual")
     return _Implicit(solve or cg(), tolerance)

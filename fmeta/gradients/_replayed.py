@@ -67,9 +67,10 @@ class _Replayed:
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         inner = inner_of(learner, f"{self.name}({'' if self.name != 'truncated' else self.last})")
         last = inner.steps if self.last is None else self.last
-        if not 0 <= last <= inner.steps:
+        if last not in range(inner.steps + 1):
             raise InputError(
-                f"truncated(last={last}): {learner.name} takes {inner.steps} inner steps; expected 0 to {inner.steps}"
+                f"truncated(last={last}): {learner.name} takes {inner.steps} inner steps; expected a whole number, "
+                f"0 to {inner.steps}"
             )
         weights = step_weights(self.name, self.loss_weights, learner)
         return _replayed(learner, inner, stage, inner.steps - last, weights or (0.0,) * (inner.steps - 1) + (1.0,))

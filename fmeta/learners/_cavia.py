@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_model, check_optimizer
+from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
@@ -53,8 +53,7 @@ def cavia(
     """
     check_model("cavia", model)
     check_optimizer("cavia", optimizer)
-    if not isinstance(context, int) or context < 1:
-        raise InputError(f"cavia(context={context}): expected a whole number of context parameters, at least 1")
+    check_counts("cavia", context=context)
 
     def inner_loss(fast: Tensor, meta: Tree, batch: Examples, at: At) -> Tensor:
         prediction = forward(model, meta, condition(batch.x, fast), at.key)

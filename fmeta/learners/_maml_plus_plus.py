@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_model, check_pattern
+from fmeta.core._checks import InputError, check_counts, check_model, check_pattern
 from fmeta.core._losses import weighted_mean
 from fmeta.core._optim import per_step, sgd
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
@@ -62,8 +62,7 @@ def maml_plus_plus(
     """
     check_model("maml_plus_plus", model)
     sgd(lr)  # refuses what is no rate
-    if steps < 1:
-        raise InputError(f"maml_plus_plus(steps={steps}): expected at least 1 inner step")
+    check_counts("maml_plus_plus", steps=steps)
 
     def init(key: Tensor) -> MAMLPlusPlusParams:
         params = model.init(key)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_model, check_optimizer, check_pattern
+from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern
 from fmeta.core._inner import descend
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
@@ -32,8 +32,7 @@ def gradient_based(
     gradient: MetaGradient,
 ) -> Learner:
     """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
-    if inner.steps < 1:
-        raise InputError(f"{name}(steps={inner.steps}): expected at least 1 inner step")
+    check_counts(name, steps=inner.steps)
     for taken in ("loss", "residual", "inner_gradient"):
         if taken in (metrics or {}):
             raise InputError(f"{name}(metrics=…): a metric is called {taken!r}, which fmeta reports itself; rename it")

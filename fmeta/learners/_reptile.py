@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer
 from fmeta.core._random import fold, permutation
 from fmeta.core._types import At, Examples, Learner, Loss, MetaGradient, Model, Optimizer
 from fmeta.gradients import difference
@@ -42,12 +42,13 @@ def reptile(
             decides; None takes all of them every time.
         metrics: more functions to report on the query, by name.
     """
+    check_model("reptile", model)
+    check_optimizer("reptile", optimizer)
+    check_counts("reptile", steps=steps, batch=1 if batch is None else batch)
     learner = maml(model, loss, optimizer=optimizer, steps=steps, gradient=gradient or difference(), metrics=metrics)
     learner = learner._replace(name="reptile")
     if batch is None:
         return learner
-    if batch < 1:
-        raise InputError(f"reptile(batch={batch}): expected at least 1 example per inner step, or None for all")
     return with_inner(learner, inner_of(learner, "reptile")._replace(batch=minibatches(batch)))
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, choice, fold, permutation, randint
-from fmeta.tasks._sampler import Sampler, check_sizes, sampler
+from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint
+from fmeta.tasks._sampler import Sampler, sampler
 
 
 class ClassData(NamedTuple):
@@ -68,7 +68,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
     Raises:
         InputError: more ways than classes; a class with fewer than shots + query examples, by name; a number below 1.
     """
-    check_sizes("episodes", ways=ways, shots=shots, query=query)
+    check_counts("episodes", ways=ways, shots=shots, query=query)
     classes = len(data.names)
     if ways > classes:
         raise InputError(f"episodes(ways={ways}): the data has {classes} classes; expected ways <= {classes}")

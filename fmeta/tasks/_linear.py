@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, Tree, fold, normal
+from fmeta.core import Examples, InputError, Task, Tree, check_counts, fold, normal
 from fmeta.core._inner import over_tasks
 from fmeta.core._tree import mean_tasks
-from fmeta.tasks._sampler import Sampler, check_sizes, sampler
+from fmeta.tasks._sampler import Sampler, sampler
 
 
 def linear(
@@ -16,7 +16,7 @@ def linear(
 ) -> Sampler:
     """y = w·x + b + noise·ε with w, b, x and ε standard normal. `x` is `[task, example, features]`, `y`
     `[task, example, 1]`."""
-    check_sizes("linear", features=features, shots=shots, query=query)
+    check_counts("linear", features=features, shots=shots, query=query)
 
     def one(key: Tensor) -> Task:
         weight = normal(fold(key, 0), (features + 1, 1), dtype)

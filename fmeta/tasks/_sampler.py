@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fmeta.core import InputError, Task, split
+from fmeta.core import Task, split
 from fmeta.core._inner import over_tasks
 
 Sampler = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks
@@ -19,9 +19,3 @@ def sampler(one: Callable[[Tensor], Task]) -> Sampler:
         return over_tasks(one, shared=())(split(key, count))
 
     return sample
-
-
-def check_sizes(call: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{call}({name}={size}): expected at least 1")

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, Task, fold, uniform
-from fmeta.tasks._sampler import Sampler, check_sizes, sampler
+from fmeta.core import Examples, Task, check_counts, fold, uniform
+from fmeta.tasks._sampler import Sampler, sampler
 
 
 def sinusoid(*, shots: int = 10, query: int = 10, dtype: torch.dtype = torch.float32) -> Sampler:
     """Sine waves y = A·sin(x − φ) with A ~ U[0.1, 5], φ ~ U[0, π], x ~ U[−5, 5] (Finn et al. 2017, section 5.1,
     https://arxiv.org/abs/1703.03400). `x` and `y` are `[task, example, 1]`.
     """
-    check_sizes("sinusoid", shots=shots, query=query)
+    check_counts("sinusoid", shots=shots, query=query)
 
     def one(key: Tensor) -> Task:
         u = uniform(key, (2 + shots + query,), dtype=dtype)

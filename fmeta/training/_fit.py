@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from fmeta.core import Info, InputError, Learner, MetaGradient, Optimizer, Task, check_tasks, fold
+from fmeta.core import Info, InputError, Learner, MetaGradient, Optimizer, Task, check_counts, check_tasks, fold
 from fmeta.core._inner import over_tasks
 from fmeta.execution import plan
 from fmeta.gradients import meta_grad
@@ -85,10 +85,7 @@ def fit(
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         KeyboardInterrupt: after the state was saved.
     """
-    counts = {"iterations": iterations, "meta_batch": meta_batch, "log_every": log_every, "save_every": save_every}
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"fit({name}={value}): expected at least 1")
+    check_counts("fit", iterations=iterations, meta_batch=meta_batch, log_every=log_every, save_every=save_every)
     if resume and run_dir is None:
         raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
     run = plan(scope)

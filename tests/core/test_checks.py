@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import F64, labelled, regressor, vectors
@@ -157,9 +158,14 @@ class TestLosses:
 
 class TestLearners:
     @pytest.mark.parametrize("make", [fmeta.maml, fmeta.anil, fmeta.reptile])
-    def test_steps(self, make):
-        with pytest.raises(InputError, match=r"\(steps=0\): expected at least 1"):
-            make(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=0)
+    @pytest.mark.parametrize("steps", [0, -1, 2.5, None, True])
+    def test_steps(self, make, steps):
+        with pytest.raises(InputError, match=rf"{make.__name__}\(steps={steps}\): expected a whole number, at least 1"):
+            make(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=steps)
+
+    def test_steps_of_another_integer_type(self):
+        learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=np.int64(2))
+        assert torch.isfinite(fmeta.meta_grad(learner, fmeta.adjoint())(META, GOOD)[1].loss)
 
     def test_a_pattern_that_matches_nothing_lists_near_names(self):
         learner = fmeta.anil(regressor(), fmeta.mse, adapt="head.wieght", optimizer=fmeta.sgd(0.1), steps=1)
@@ -177,7 +183,7 @@ class TestLearners:
             grads(2, GOOD._replace(key=()))
         with pytest.raises(InputError, match=r"the support set has 6 examples; expected at most 6"):
             grads(7, GOOD)
-        with pytest.raises(InputError, match="at least 1 example"):
+        with pytest.raises(InputError, match=r"reptile\(batch=0\): expected a whole number, at least 1"):
             grads(0, GOOD)
 
 
@@ -189,9 +195,11 @@ class TestGradientsThatDoNotFit:
         with pytest.raises(InputError, match=r"encoder has none; .*these do: unrolled\(\)"):
             fmeta.meta_grad(self.encoder, gradient)
 
-    @pytest.mark.parametrize("last", [-1, 2])
+    @pytest.mark.parametrize("last", [-1, 2, 0.5])
     def test_truncated_beyond_the_steps(self, last):
-        with pytest.raises(InputError, match=rf"truncated\(last={last}\): maml takes 1 inner steps; expected 0 to 1"):
+        with pytest.raises(
+            InputError, match=rf"truncated\(last={last}\): maml takes 1 inner steps; expected a whole number, 0 to 1"
+        ):
             fmeta.meta_grad(LEARNER, fmeta.truncated(last))
 
     @pytest.mark.parametrize("make", ["meta_sgd", "anil"])

@@ -177,7 +177,7 @@ def test_a_sigma_that_is_no_deviation_is_refused(sigma):
 
 @pytest.mark.parametrize("pairs", [0, -2])
 def test_no_pairs_are_refused(pairs):
-    with pytest.raises(fmeta.InputError, match=rf"evolution\(pairs={pairs}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"evolution\(pairs={pairs}\): expected a whole number, at least 1"):
         fmeta.evolution(0.1, pairs)
 
 

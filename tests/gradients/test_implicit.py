@@ -288,6 +288,11 @@ def test_a_tolerance_that_is_not_positive_is_refused(tolerance):
         fmeta.implicit(tolerance=tolerance)
 
 
+def test_what_is_no_solver_is_refused():
+    with pytest.raises(fmeta.InputError, match=r"implicit\(solve=5\): expected a solver: cg\(iterations\)"):
+        fmeta.implicit(5)
+
+
 # ---- compiled ----------------------------------------------------------------------------------
 
 

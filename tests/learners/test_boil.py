@@ -90,5 +90,5 @@ def test_a_head_that_is_everything_is_refused():
 
 @pytest.mark.parametrize("steps", [0, -2])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(fmeta.InputError, match=rf"boil\(steps={steps}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"boil\(steps={steps}\): expected a whole number, at least 1"):
         boil(steps=steps)

@@ -127,7 +127,7 @@ def test_a_first_layer_without_room_for_the_context_is_named():
 
 @pytest.mark.parametrize("steps", [0, -2])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(fmeta.InputError, match=rf"cavia\(steps={steps}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"cavia\(steps={steps}\): expected a whole number, at least 1"):
         fmeta.cavia(NET, fmeta.mse, context=3, optimizer=fmeta.sgd(0.7), steps=steps)
 
 

@@ -97,5 +97,5 @@ def test_a_damping_that_does_not_damp_is_refused(damping):
 
 @pytest.mark.parametrize("steps", [0, -2])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(fmeta.InputError, match=rf"imaml\(steps={steps}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"imaml\(steps={steps}\): expected a whole number, at least 1"):
         imaml(2.0, 0.1, steps)

@@ -205,5 +205,5 @@ def test_fewer_than_two_classes_are_refused(ways):
 
 @pytest.mark.parametrize("steps", [0, -2])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(fmeta.InputError, match=rf"protomaml\(steps={steps}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"protomaml\(steps={steps}\): expected a whole number, at least 1"):
         protomaml(steps=steps)

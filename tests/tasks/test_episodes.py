@@ -317,7 +317,7 @@ def test_a_class_with_too_few_examples_is_named():
 def test_sizes_below_one_are_errors(size):
     """The message names the argument and what came."""
     (name, value) = next(iter(size.items()))
-    with pytest.raises(fmeta.InputError, match=rf"episodes\({name}={value}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"episodes\({name}={value}\): expected a whole number, at least 1"):
         episodes(coded([5] * 3), **({"ways": 2, "shots": 1, "query": 1} | size))
 
 

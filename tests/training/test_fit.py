@@ -320,7 +320,7 @@ def test_tasks_without_a_task_axis_are_reported_by_name():
 @pytest.mark.parametrize("name", ["iterations", "meta_batch", "log_every", "save_every"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_below_one_are_refused_before_a_folder_is_made(tmp_path, name, value):
-    with pytest.raises(fmeta.InputError, match=rf"fit\({name}={value}\): expected at least 1"):
+    with pytest.raises(fmeta.InputError, match=rf"fit\({name}={value}\): expected a whole number, at least 1"):
         train(tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 

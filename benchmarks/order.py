@@ -6,8 +6,8 @@ and rotations, 5-way 1-shot with 1 query image per class, conv4 with stride 2 an
 first_order, unrolled, adjoint, truncated(1) and difference differentiate MAML. implicit needs a proximal inner problem,
 so it trains imaml, with the same rate and number of inner steps, and its exact reference is unrolled on that imaml; its
 solver's residual and the inner gradient where descent ended are in the result. Blind to the path, it does not keep the
-curvature in reach of the inner rate: on sinusoid some runs of more than 1,000 meta-steps end in infinity. The outer
-optimizer is Adam; difference is no gradient of the query loss, so there it is Reptile's sgd, from 1 down to 0.1.
+curvature in reach of the inner rate: on sinusoid some runs of more than 1,000 meta-steps diverge. The outer optimizer
+is Adam; difference is no gradient of the query loss, so there it is Reptile's sgd, from 1 down to 0.1.
 
 - Cosine: to the exact meta-gradient in float64, at the initialisation and where unrolled has trained to.
 - Time of a meta-step: medians with quartiles, measured in turn; over first_order's, measured and as arithmetic owes.
@@ -15,7 +15,8 @@ optimizer is Adam; difference is no gradient of the query loss, so there it is R
 - Learning: query error or accuracy on a fixed list of new tasks, after the training's number of inner steps, at equal
   iterations and at equal wall clock. All train at once, taking turns on the same tasks; a faster one goes on until it
   has had the time of the slowest (or --seconds). Time is that of the meta-steps: no compiling, no drawing of tasks.
-  The interval is over tasks, each a mean over seeds; sd is over seeds.
+  The interval is over tasks, each a mean over seeds; sd is over seeds. Where a run was not finite, or the interval is
+  wider than the mean, the median over tasks stands for it.
 
 python benchmarks/order.py [--problems sinusoid omniglot] [--data-dir PATH]
 
@@ -29,8 +30,9 @@ python benchmarks/order.py [--problems sinusoid omniglot] [--data-dir PATH]
 --width W         channels of conv4 (16)
 --damping D       of imaml (2; omniglot 0.5: of a few tried, those with which implicit learned most)
 --cg N            iterations of implicit's solver (5)
---scope S         none (eager), step or whole: what is compiled (none); memory is always eager. Eager steps of nets this
-                  small are calls more than arithmetic, so that their time follows what is owed only from afar
+--scope S         none (eager) or whole: each meta-step one graph (none; memory is always eager). Eager steps of nets
+                  this small are calls more than arithmetic, so that their time follows what is owed only from afar.
+                  There is no "step" here: unrolled, which has no stages, would be one graph and the others many
 --test-tasks N    new tasks (600)
 --repeats N       rounds of the timing (15)
 --threads N       processor threads (1: more only wait for each other on steps this small)
@@ -308,10 +310,17 @@ def not_finite(row):
     return sum(run["not finite at"] is not None for run in row["runs"])
 
 
+def diverged(row):
+    """Whether the mean says nothing."""
+    return not_finite(row) or not row["interval95"] <= row["mean"]
+
+
 def learned(row, accuracy):
+    """One figure of a row, as the table and README print it."""
     unit = 100 if accuracy else 1
-    if left := not_finite(row):
-        return f"median {unit * row['median']:.{2 - accuracy}f}, {left} of {len(row['runs'])} runs not finite"
+    if diverged(row):
+        means = ", ".join(f"{unit * run['mean']:.4g}" for run in row["runs"])
+        return f"median {unit * row['median']:.{2 - accuracy}f} (runs {means})"
     text = f"{unit * row['mean']:.{2 - accuracy}f} ±{unit * row['interval95']:.{2 - accuracy}f}"
     return text if row["sd over seeds"] is None else f"{text} (sd {unit * row['sd over seeds']:.{2 - accuracy}f})"
 
@@ -349,11 +358,10 @@ def plot(name, result):
     places = range(len(rows))
     for when, offset, color in zip(LEARNED, (-0.12, 0.12), ("tab:blue", "tab:orange"), strict=True):
         unit = 100 if accuracy else 1
-        values = [unit * row[when]["median" if not_finite(row[when]) else "mean"] for row in rows.values()]
-        halves = [0 if not_finite(row[when]) else unit * row[when]["interval95"] for row in rows.values()]
+        values = [unit * row[when]["median" if diverged(row[when]) else "mean"] for row in rows.values()]
+        halves = [0 if diverged(row[when]) else unit * row[when]["interval95"] for row in rows.values()]
         left.errorbar([p + offset for p in places], values, yerr=halves, fmt="o", capsize=3, color=color, label=when)
-    left.set_ylabel("query accuracy, %" if accuracy else "query error (the median where a run was not finite)")
-    left.set_yscale("linear" if accuracy else "log")
+    left.set_ylabel("query accuracy, %" if accuracy else "query error (the median where a run diverged)")
     for kind, offset, color in (("measured", -0.2, "tab:blue"), ("owed", 0.2, "lightgrey")):
         values = [row["time over first order"][kind] for row in rows.values()]
         label = kind if kind == "measured" else "owed by the arithmetic"
@@ -384,7 +392,7 @@ def arguments():
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--damping", type=float)
     parser.add_argument("--cg", type=int, default=5)
-    parser.add_argument("--scope", choices=("none", "step", "whole"), default="none")
+    parser.add_argument("--scope", choices=("none", "whole"), default="none")
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

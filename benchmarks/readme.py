@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from _report import RESULTS
+from order import LEARNED, learned
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- numbers: written by benchmarks/readme.py from benchmarks/results -->\n", "<!-- end of numbers -->"
@@ -63,14 +64,15 @@ def plus_plus_lines():
     run = load("maml_plus_plus")
     if run:
         facts = run["protocol"]
+        others = load("maml_plus_plus-schedules") or {"summary": {}}  # the same with the outer schedules exchanged
         figures = [
             f"{name} {100 * r['accuracy']:.1f}% (sd {100 * r['sd over seeds']:.1f}%)"
-            for name, r in run["summary"].items()
+            for name, r in (run["summary"] | others["summary"]).items()
         ]
         yield (
             f"- `omniglot`, 20-way 1-shot, conv4-{facts['width']}, {facts['iterations']} meta-steps of "
             f"{facts['meta batch']} tasks, {facts['seeds']} seeds, {facts['test_tasks']} test tasks: "
-            f"{', '.join(figures)}."
+            f"{', '.join(figures)}. maml's own outer rate is constant, maml_plus_plus's a cosine."
         )
 
 
@@ -81,33 +83,27 @@ def order_lines():
             continue
         facts = run["protocol"]
         accuracy = facts["metric"] == "accuracy"
-        unit, digits, sign = (100, 1, "%") if accuracy else (1, 2, "")
         yield ""
         yield (
             f"First against second order on `{problem}`: {facts['inner_steps']} inner steps, "
             f"{facts['meta_batch']} tasks a meta-step, compile {facts['scope']}, {facts['seeds']} seeds, "
-            f"{facts['test_tasks']} new tasks (implicit: on imaml, whose few steps do not reach "
-            "the optimum it presumes; its cosine is to unrolled there)."
+            f"{facts['test_tasks']} new tasks: mean ± 95% interval over tasks (sd over seeds). implicit is on imaml, "
+            "whose few steps do not reach the optimum it presumes; its cosine is to unrolled there."
         )
         yield ""
-        what = "accuracy" if accuracy else "error"
+        what = "accuracy, %," if accuracy else "error"
         yield (
             "| meta-gradient | cosine to the exact one, at the start / trained | time over first order (owed) | "
-            f"{what} after {facts['iterations']} meta-steps | {what} at equal time (meta-steps) |"
+            f"{what} after {facts['iterations']} meta-steps | {what} at equal time |"
         )
         yield "|---|---|---|---|---|"
         for name, row in run["gradients"].items():
             cosines = [f"{row[when]['cosine']:.2f}" for when in ("at initialisation", "after training")]
             ratio, count = row["time over first order"], row["equal wall clock"]["iterations"]
-            figures = [
-                f"median {unit * r['median']:.{digits}f}{sign}, {left} of {len(r['runs'])} runs not finite"
-                if (left := sum(run["not finite at"] is not None for run in r["runs"]))
-                else f"{unit * r['mean']:.{digits}f}{sign} ± {unit * r['interval95']:.{digits}f}{sign}"
-                for r in (row["equal iterations"], row["equal wall clock"])
-            ]
+            figures = [learned(row[when], accuracy) for when in LEARNED]
             yield (
                 f"| {name} | {' / '.join(cosines)} | {ratio['measured']:.2f} ({ratio['owed']:.2f}) | "
-                f"{figures[0]} | {figures[1]} ({count:.0f}) |"
+                f"{figures[0]} | {figures[1]}, {count:.0f} meta-steps |"
             )
 
 

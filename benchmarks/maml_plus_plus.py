@@ -8,7 +8,8 @@ rate is `--lr`, where MAML++'s learned rates start too.
 
 python benchmarks/maml_plus_plus.py --data-dir PATH [--width 16] [--iterations 1000] [--seeds 3] [--lr 0.4]
 
---algorithms NAME ...  "maml with cosine" and "maml_plus_plus without cosine" tell the schedule's share from the rest
+--algorithms NAME ...  "maml with cosine" and "maml_plus_plus without cosine" tell the schedule's share from the
+                       rest; their results are in maml_plus_plus-schedules (--name)
 """
 
 import argparse

@@ -11,6 +11,8 @@ from fmeta.core._checks import (
     nearest,
     refuse_compiled,
 )
+from fmeta.core._choices import cache_folder, choices, fastest, machine, prefer
+from fmeta.core._convolution import convolution
 from fmeta.core._inner import trajectory
 from fmeta.core._losses import accuracy, cross_entropy, mse
 from fmeta.core._model import from_module
@@ -48,9 +50,10 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model", "Optimizer",
-    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain", "check_counts", "check_meta",
-    "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice", "clip_by_global_norm", "cosine_decay",
-    "cross_entropy", "direct", "eager", "fold", "from_module", "key", "linear_decay", "masked", "momentum", "mse",
-    "nearest", "neumann", "normal", "per_step", "permutation", "randint", "refuse_compiled", "rmsprop", "sgd", "split",
-    "step_decay", "trajectory", "uniform",
+    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg", "chain", "check_counts",
+    "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice", "choices",
+    "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager", "fastest", "fold",
+    "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest", "neumann", "normal",
+    "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd", "split", "step_decay",
+    "trajectory", "uniform",
 ]  # fmt: skip

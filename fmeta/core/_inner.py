@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from fmeta.core import _tree as tree
 from fmeta.core._checks import InputError
-from fmeta.core._norm import ExactOperators
+from fmeta.core._operators import TaskOperators
 from fmeta.core._random import fold
 from fmeta.core._types import At, Examples, Inner, Tree
 
@@ -21,7 +21,7 @@ def over_tasks(function: Callable[..., Any], shared: tuple[int, ...] = (0,)) -> 
 
     def batched(*args: Tree) -> Tree:
         in_dims = tuple(None if i in shared or not tree.tree_leaves(a) else 0 for i, a in enumerate(args))
-        with ExactOperators():
+        with TaskOperators():
             return vmap(function, in_dims=in_dims, randomness="error")(*args)
 
     return batched

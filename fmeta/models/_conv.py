@@ -19,9 +19,11 @@ from fmeta.models._layers import (
     linear,
     max_pool2x2,
     normalize,
+    normalize_pooled,
 )
 
 _POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
+_MONOTONE = (torch.relu, torch.tanh, torch.sigmoid)  # these and max pooling change places
 
 
 def conv4(
@@ -73,7 +75,11 @@ def conv4(
     def apply(params: Params, x: Tensor) -> Tensor:
         _check_image("conv4", x, channels, size)
         for i in range(1, 5):
-            x = conv3x3(params, f"conv{i}", x, stride=2 if form == "stride" else 1)
+            # batch norm takes away what a bias adds
+            x = conv3x3(params, f"conv{i}", x, stride=2 if form == "stride" else 1, bias=norm != "batch")
+            if form == "pool" and pool == "max" and activation in _MONOTONE and norm == "batch":
+                x = activation(normalize_pooled(params, f"norm{i}", x))
+                continue
             x = activation(normalize(params, f"norm{i}", x, norm))
             if form == "pool":
                 x = _POOLS[pool](x)

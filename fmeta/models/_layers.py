@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core import fold, uniform
-from fmeta.core._norm import batch_norm
+from fmeta.core._norm import batch_norm, moments, rescale
+from fmeta.core._pool import max_pool2x2, quarters
 
 Params = dict[str, Tensor]
 Norm = Literal["batch", "group", "none"]
@@ -36,8 +37,9 @@ def linear(params: Params, name: str, x: Tensor) -> Tensor:
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
-def conv3x3(params: Params, name: str, x: Tensor, stride: int = 1) -> Tensor:
-    return F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride=stride, padding=1)
+def conv3x3(params: Params, name: str, x: Tensor, stride: int = 1, bias: bool = True) -> Tensor:
+    b = params[f"{name}.bias"] if bias else None
+    return F.conv2d(x, params[f"{name}.weight"], b, stride=stride, padding=1)
 
 
 def normalize(params: Params, name: str, x: Tensor, norm: Norm) -> Tensor:
@@ -50,19 +52,17 @@ def normalize(params: Params, name: str, x: Tensor, norm: Norm) -> Tensor:
     return F.group_norm(x, max(1, x.shape[1] // 8), weight, bias)
 
 
-def max_pool2x2(x: Tensor) -> Tensor:
-    """2x2 max pooling as the maximum of four strided slices: its backward needs no scatter by index."""
-    a, b, c, d = _quarters(x)
-    return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+def normalize_pooled(params: Params, name: str, x: Tensor) -> Tensor:
+    """2x2 max pooling of what `normalize(…, "batch")` gives, on a quarter of the values.
+
+    a·x + b is monotone in x, so its maximum is a·max(x) + b, or a·min(x) + b where a < 0.
+    """
+    weight, bias = (params[f"{name}.{n}"].view(-1, 1, 1) for n in ("weight", "bias"))
+    mean, variance = moments(x, [0, 2, 3])
+    sign = torch.where(weight < 0, -1.0, 1.0).to(x.dtype)
+    return rescale(sign * max_pool2x2(sign * x), mean, variance, weight, bias, 1e-5)
 
 
 def avg_pool2x2(x: Tensor) -> Tensor:
-    a, b, c, d = _quarters(x)
+    a, b, c, d = quarters(x)
     return (a + b + c + d) * 0.25
-
-
-def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = x[
-        ..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2
-    ]  # an odd last row or column is dropped, as F.max_pool2d does
-    return x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]

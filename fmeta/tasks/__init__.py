@@ -1,6 +1,7 @@
 """Where tasks come from: each source is a function `(key, count) -> Task`."""
 
-from fmeta.tasks._download import cache_folder, fetch
+from fmeta.core import cache_folder
+from fmeta.tasks._download import fetch
 from fmeta.tasks._episodes import ClassData, class_data, episodes, select_classes
 from fmeta.tasks._linear import linear, linear_meta_grad
 from fmeta.tasks._omniglot import load_omniglot, omniglot

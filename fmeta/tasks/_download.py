@@ -13,11 +13,6 @@ from filelock import FileLock
 from fmeta.core import InputError
 
 
-def cache_folder() -> Path:
-    """Where downloads and decoded data are kept: `$FMETA_CACHE`, or the system's cache folder."""
-    return Path(os.environ.get("FMETA_CACHE") or pooch.os_cache("fmeta"))
-
-
 def fetch(url: str, checksum: str, folder: Path, *, progress: bool = True) -> Path:
     """The file at `url` in `folder`, downloaded if it is not there yet and matches `checksum` ("sha256:…" or "md5:…").
 

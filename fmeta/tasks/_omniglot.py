@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fmeta.core import InputError, key, permutation
-from fmeta.tasks._download import cache_folder, fetch
+from fmeta.core import InputError, cache_folder, key, permutation
+from fmeta.tasks._download import fetch
 from fmeta.tasks._episodes import ClassData, select_classes
 
 Protocol = Literal["finn", "vinyals", "lake"]

@@ -1,0 +1,100 @@
+"""What measurement has shown to be fastest here, remembered for each machine and shape."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pooch
+import torch
+
+
+def cache_folder() -> Path:
+    """Where downloads, decoded data and measured choices are kept: `$FMETA_CACHE`, or the system's cache folder."""
+    return Path(os.environ.get("FMETA_CACHE") or pooch.os_cache("fmeta"))
+
+
+def fastest(question: str, candidates: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int = 3) -> str:
+    """The name of the candidate that takes the least time, by the best of `repeats` runs after one to warm up.
+
+    The answer is kept for this machine: the same question gets the same answer in every later process, so that a
+    resumed run computes the same bits. `choices` gives all answers, `prefer` brings them back.
+    """
+    if len(candidates) == 1:
+        return next(iter(candidates))
+    question = f"{question} on {machine(device)}"
+    known = _answers()
+    if known.get(question) not in candidates:
+        seconds = {name: _best_of(run, device, repeats) for name, run in candidates.items()}
+        known[question] = min(seconds, key=seconds.__getitem__)
+        _keep({question: known[question]})
+    return known[question]
+
+
+def choices() -> dict[str, str]:
+    """Every answer that this process knows."""
+    return dict(_answers())
+
+
+def prefer(known: Mapping[str, str]) -> None:
+    """Answers that go before what was measured here: those a run was begun with."""
+    _answers().update(known)
+
+
+def machine(device: torch.device) -> str:
+    """What an answer depends on beside the question."""
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} x{torch.get_num_threads()}"
+    return f"{what}, torch {torch.__version__}"
+
+
+@functools.cache
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _answers() -> dict[str, str]:
+    return _stored()
+
+
+def _file() -> Path:
+    return cache_folder() / "choices.json"
+
+
+def _stored() -> dict[str, str]:
+    try:
+        found = json.loads(_file().read_text())
+        return {str(k): str(v) for k, v in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # none yet, or damaged: they are measured again
+
+
+def _keep(new: dict[str, str]) -> None:
+    fresh = _file().with_suffix(f".{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a measurement
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(_stored() | new, indent=0, sort_keys=True))
+        fresh.replace(_file())
+
+
+def _best_of(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    once()
+    return min(once() for _ in range(repeats))

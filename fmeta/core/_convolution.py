@@ -1,0 +1,314 @@
+"""Convolutions with a weight of their own for every task.
+
+A convolution y = x ∗ w is bilinear, and so are its two derivatives. The three form a closed set: with
+⟨y, g⟩ = ⟨x, I(g, w)⟩ = ⟨w, W(x, g)⟩,
+
+    C(x, w) = x ∗ w        ∂x: I(d, w)    ∂w: W(x, d)
+    I(g, w)  the input's   ∂g: C(d, w)    ∂w: W(d, g)
+    W(x, g)  the weight's  ∂x: I(g, d)    ∂g: C(x, d)
+
+so derivatives of every order are the same three operators. Each acts on a whole batch of tasks and has several
+lowerings to what the device does well; results have the channels last in memory, so that norms and pooling run along
+them. Eager code keeps torch's own (grouped) convolution: there a custom function costs more than it gains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmeta.core._checks import InputError, nearest
+from fmeta.core._choices import fastest
+from fmeta.core._pool import tasks_first
+
+OUTPUT, INPUT, WEIGHT = 0, 1, 2
+_TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv1d` … `conv3d` of one task: `[example, channel, ...]`, `[out, channel/groups, ...]`."""
+    axes = weight.ndim - 2
+    if not torch.compiler.is_compiling():
+        return _TORCH[axes](x, weight, bias, stride, padding, dilation, groups)
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    if isinstance(padding, str):
+        padding = 0 if padding == "valid" else [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if isinstance(padding, list):
+            pairs = [(p // 2, p - p // 2) for p in padding]
+            if any(a != b for a, b in pairs):
+                x = F.pad(x, [side for pair in reversed(pairs) for side in pair])
+                padding = 0
+            else:
+                padding = [a for a, _ in pairs]
+    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+    geometry = (stride, _each(padding, axes), dilation, (groups,), size, kernel)
+    y = _bilinear(OUTPUT, x, weight, geometry)
+    return y if bias is None else y + bias.view(-1, *(1 for _ in range(axes)))
+
+
+def _each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
+
+
+class _Bilinear(torch.autograd.Function):
+    """One of the three operators. A vmap puts an axis in front of both operands, of size 1 where one is shared."""
+
+    @staticmethod
+    def forward(kind: int, a: Tensor, b: Tensor, geometry: Any) -> Tensor:
+        # where the compiler sees it, a change of layout costs little: what made the operand writes it so
+        a = channels_last(a, len(geometry[0]))
+        b = channels_last(b, len(geometry[0])) if kind == WEIGHT else b.contiguous()
+        return torch.ops.fmeta.convolve(kind, a, b, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.kind, a, b, ctx.geometry = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        first, second = {
+            OUTPUT: ((INPUT, d, b), (WEIGHT, a, d)),
+            INPUT: ((OUTPUT, d, b), (WEIGHT, d, a)),
+            WEIGHT: ((INPUT, b, d), (OUTPUT, a, d)),
+        }[ctx.kind]
+        _, of_a, of_b, _ = ctx.needs_input_grad
+        return (
+            None,
+            _Bilinear.apply(*first, ctx.geometry).sum_to_size(a.shape) if of_a else None,
+            _Bilinear.apply(*second, ctx.geometry).sum_to_size(b.shape) if of_b else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, kind: int, a: Tensor, b: Tensor, geometry: Any) -> tuple[Tensor, int]:
+        _, i, j, _ = in_dims
+        a = a.unsqueeze(0) if i is None else tasks_first(info, i, a)
+        b = b.unsqueeze(0) if j is None else tasks_first(info, j, b)
+        return _Bilinear.apply(kind, a, b, geometry), 0
+
+    @staticmethod
+    def jvp(ctx: Any, _kind: None, da: Tensor | None, db: Tensor | None, _geometry: None) -> Tensor:
+        a, b = ctx.saved_tensors
+        parts = [_Bilinear.apply(ctx.kind, u, v, ctx.geometry) for u, v in ((da, b), (a, db)) if None not in (u, v)]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+@torch.compiler.allow_in_graph  # traced into, dynamo would lose what a custom vmap rule differentiates
+def _bilinear(kind: int, a: Tensor, b: Tensor, geometry: Any) -> Tensor:
+    return _Bilinear.apply(kind, a, b, geometry)
+
+
+# ---- the operator ------------------------------------------------------------------------------
+
+
+def channels_last(x: Tensor, axes: int) -> Tensor:
+    """`[..., channel, *axes]` as it is, with the channels last in memory."""
+    last = x.movedim(-1 - axes, -1)
+    # no view of what is right already: the compiler would fix its layout to the standard one first
+    return x if last.is_contiguous() else last.contiguous().movedim(-1, -1 - axes)
+
+
+def _shape(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Of the result, with the channels last for examples."""
+    stride, padding, dilation, (groups,), size, kernel = geometry
+    axes = len(size)
+    tasks = torch.broadcast_shapes(a.shape[: -2 - axes], b.shape[: -2 - axes])
+    examples, channels = a.shape[-2 - axes : -axes]
+    if kind == WEIGHT:
+        return (*tasks, b.shape[-1 - axes], channels // groups, *kernel)
+    if kind == INPUT:
+        return (*tasks, examples, *size, b.shape[-1 - axes] * groups)
+    out = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(size, padding, dilation, kernel, stride, strict=True)
+    ]
+    return (*tasks, examples, *out, b.shape[-2 - axes])
+
+
+def _convolve(kind: int, a: Tensor, b: Tensor, *geometry: Sequence[int]) -> Tensor:
+    shape, core = _shape(kind, a, b, geometry), len(geometry[0]) + 2
+    tasks = shape[:-core]
+    alone = kind != WEIGHT and b.shape[:-core].numel() == 1  # one weight for all tasks: more examples
+    if alone:
+        a, b = a.reshape(1, -1, *a.shape[1 - core :]), b.reshape(1, *b.shape[-core:])
+    else:
+        a, b = (t.expand(*tasks, *t.shape[-core:]).reshape(-1, *t.shape[-core:]) for t in (a, b))
+    y = _LOWERINGS[_chosen(kind, a, b, geometry)](kind, a, b, geometry)
+    if kind == WEIGHT:
+        return y.contiguous().view(shape)
+    return y.movedim(2, -1).contiguous().view(shape).movedim(-1, 1 - core)
+
+
+def _convolve_fake(kind: int, a: Tensor, b: Tensor, *geometry: Sequence[int]) -> Tensor:
+    y = a.new_empty(_shape(kind, a, b, geometry))
+    return y if kind == WEIGHT else y.movedim(-1, -1 - len(geometry[0]))
+
+
+_library = torch.library.Library("fmeta", "DEF")
+_library.define(
+    "convolve(int kind, Tensor a, Tensor b, int[] stride, int[] padding, int[] dilation, int[] groups, int[] size, "
+    "int[] kernel) -> Tensor",
+    tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag),
+)
+_library.impl("convolve", _convolve, "CompositeExplicitAutograd")
+torch.library.register_fake("fmeta::convolve", _convolve_fake, lib=_library)
+
+
+# ---- lowerings ---------------------------------------------------------------------------------
+
+
+# Operands are [task, example, channel, ...]; results need no particular layout.
+
+
+def _last(x: Tensor) -> Tensor:
+    """`[task, example, ..., channel]`, contiguous."""
+    return x.movedim(2, -1).contiguous()
+
+
+def _one(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]], groups: int) -> Tensor:
+    """torch's own, without a task axis."""
+    stride, padding, dilation, _, size, kernel = geometry
+    none = [0] * len(size)
+    if kind == OUTPUT:
+        return torch.ops.aten.convolution(a, b, None, stride, padding, dilation, False, none, groups)
+    if kind == INPUT:  # the values of the third operand do not matter
+        g, w = a, b
+        x = g.new_empty(g.shape[0], *size, w.shape[1] * groups).movedim(-1, 1)
+    else:
+        x, g = a, b
+        w = g.new_empty(g.shape[1], x.shape[1] // groups, *kernel)
+    mask = [kind == INPUT, kind == WEIGHT, False]
+    return torch.ops.aten.convolution_backward(g, x, w, None, stride, padding, dilation, False, none, groups, mask)[
+        1 if kind == WEIGHT else 0
+    ]
+
+
+def _loop(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> Tensor:
+    a, b = (channels_last(t, len(geometry[0])) for t in (a, b))
+    parts = [_one(kind, u, v, geometry, geometry[3][0]) for u, v in zip(a, b, strict=True)]
+    if kind == WEIGHT or len(parts) == 1:
+        return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+    return torch.stack([p.movedim(1, -1) for p in parts]).movedim(-1, 2)
+
+
+def _grouped(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> Tensor:
+    tasks, groups = a.shape[0], a.shape[0] * geometry[3][0]
+    beside = lambda x: x.transpose(0, 1).flatten(1, 2)  # noqa: E731
+    below = lambda x: x.flatten(0, 1)  # noqa: E731
+    a, b = beside(a), beside(b) if kind == WEIGHT else below(b)
+    y = _one(kind, a, b, geometry, groups)
+    return y.unflatten(0, (tasks, -1)) if kind == WEIGHT else y.unflatten(1, (tasks, -1)).transpose(0, 1)
+
+
+def _taps(x: Tensor, geometry: Sequence[Sequence[int]], out: Sequence[int]) -> list[Tensor]:
+    """For every place of the kernel, what it sees of a padded `[task, example, ..., channel]`: views."""
+    stride, _, dilation, _, _, kernel = geometry
+    views = []
+    for place in itertools.product(*map(range, kernel)):
+        view = x
+        for axis, (k, d, s, n) in enumerate(zip(place, dilation, stride, out, strict=True), 2):
+            view = view.narrow(axis, k * d, s * (n - 1) + 1)
+            if s > 1:
+                view = view[(slice(None),) * axis + (slice(None, None, s),)]
+        views.append(view)
+    return views
+
+
+def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    sides = [p for p in reversed(padding) for _ in range(2)]
+    return F.pad(x, [0, 0, *sides]) if any(sides) else x
+
+
+def _unfold(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> Tensor:
+    _, padding, _, _, size, _ = geometry
+    tasks, count = a.shape[:2]
+    if kind == WEIGHT:
+        x, g = _last(a), _last(b)
+        columns = _columns(x, geometry, g.shape[2:-1])
+        w = torch.bmm(columns.mT, g.view(tasks, -1, g.shape[-1]))  # [task, place·channel, out]
+        return w.view(tasks, -1, x.shape[-1], g.shape[-1]).permute(0, 3, 2, 1).reshape(_shape(kind, a, b, geometry))
+    w = b.flatten(3).permute(0, 3, 2, 1).flatten(1, 2)  # [task, place·channel, out]
+    if kind == OUTPUT:
+        shape = _shape(kind, a, b, geometry)
+        columns = _columns(_last(a), geometry, shape[2:-1])
+        return torch.bmm(columns, w).view(shape).movedim(-1, 2)
+    g = _last(a)
+    columns = torch.bmm(g.view(tasks, -1, g.shape[-1]), w.mT).view(*g.shape[:-1], -1, b.shape[2])
+    wide = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    x = g.new_zeros(tasks, count, *wide, b.shape[2])
+    for i, view in enumerate(_taps(x, geometry, g.shape[2:-1])):
+        view += columns[..., i, :]
+    for axis, (p, n) in enumerate(zip(padding, size, strict=True), 2):
+        x = x.narrow(axis, p, n)
+    return x.movedim(-1, 2)
+
+
+def _columns(x: Tensor, geometry: Sequence[Sequence[int]], out: Sequence[int]) -> Tensor:
+    """`[task, example·place, place of the kernel·channel]`."""
+    views = _taps(_padded(x, geometry[1]), geometry, out)
+    if x.shape[-1] < 8:  # short runs of channels: keep runs of pixels instead
+        return torch.stack([v.movedim(-1, 1).flatten(2) for v in views], 1).flatten(1, 2).mT
+    return torch.cat(views, -1).flatten(1, -2)
+
+
+_LOWERINGS: dict[str, Callable[..., Tensor]] = {"loop": _loop, "grouped": _grouped, "unfold": _unfold}
+_switch: list[str] = ["auto"]
+_SMALL, _LARGE = (
+    1 << 22,
+    1 << 28,
+)  # multiplications that are not worth a measurement; elements that are not worth unfolding
+
+
+@contextlib.contextmanager
+def convolution(lowering: str) -> Iterator[None]:
+    """How convolutions with a weight for every task run in compiled code, within this context.
+
+    "loop": one convolution after another. "grouped": one convolution with a group for every task. "unfold": one batched
+    matrix product with the unfolded images. "auto", the default: for each shape the fastest on this machine, measured
+    when it is first met.
+    """
+    if lowering not in ("auto", *_LOWERINGS):
+        raise InputError(f"convolution({lowering!r}): unknown lowering; {nearest(lowering, ('auto', *_LOWERINGS))}")
+    before, _switch[0] = _switch[0], lowering
+    try:
+        yield
+    finally:
+        _switch[0] = before
+
+
+def _chosen(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> str:
+    tasks, examples = a.shape[:2]
+    *_, (groups,), size, kernel = geometry
+    places, seen = math.prod(kernel), tasks * examples * math.prod(size)
+    if _switch[0] != "auto" and (groups == 1 or _switch[0] != "unfold"):
+        return _switch[0]
+    if groups == 1 and seen * places * a.shape[2] * b.shape[1 if kind == OUTPUT else 2] < _SMALL:
+        return "unfold"
+    names = ["loop"] + ["grouped"] * (tasks > 1)
+    channels = b.shape[2] if kind != WEIGHT else a.shape[2]
+    if groups == 1 and seen * places * channels < _LARGE:
+        names.append("unfold")
+    if a.is_cuda and torch.cuda.is_current_stream_capturing():
+        return names[-1]  # nothing can be measured now
+    question = f"convolve {kind} {tuple(a.shape)} {tuple(b.shape)} {tuple(map(tuple, geometry))} {a.dtype}"
+    return fastest(question, {n: functools.partial(_LOWERINGS[n], kind, a, b, geometry) for n in names}, a.device)

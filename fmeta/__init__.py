@@ -20,6 +20,7 @@ from fmeta.core import (
     cg,
     chain,
     clip_by_global_norm,
+    convolution,
     cosine_decay,
     cross_entropy,
     direct,
@@ -37,13 +38,15 @@ from fmeta.core import (
     split,
     step_decay,
     trajectory,
+    with_precision,
 )
 from fmeta.evaluation import Evaluation, evaluate
-from fmeta.execution import compile
+from fmeta.execution import capture, compile
 from fmeta.gradients import (
     GradientReport,
     adjoint,
     check_meta_grad,
+    chunked,
     difference,
     evolution,
     first_order,
@@ -74,10 +77,11 @@ __version__ = "0.1.0"
 __all__ = [
     "At", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
     "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Solver", "Task", "TrainState", "Trainer", "accuracy",
-    "adam", "adamw", "adjoint", "anil", "boil", "cavia", "cg", "chain", "check_meta_grad", "clip_by_global_norm",
-    "compile", "cosine_decay", "cross_entropy", "difference", "direct", "evaluate", "evolution", "execution",
-    "first_order", "fit", "fold", "from_module", "gradient_based", "imaml", "implicit", "key", "linear_decay",
-    "load_checkpoint", "maml", "maml_plus_plus", "masked", "meta_curvature", "meta_grad", "meta_sgd", "models",
-    "momentum", "mse", "multi_step", "neumann", "per_step", "protomaml", "reptile", "rmsprop", "save_checkpoint", "sgd",
-    "split", "step_decay", "tasks", "testing", "trainer", "trajectory", "truncated", "unrolled", "with_inner",
+    "adam", "adamw", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad", "chunked",
+    "clip_by_global_norm", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct",
+    "evaluate", "evolution", "execution", "first_order", "fit", "fold", "from_module", "gradient_based", "imaml",
+    "implicit", "key", "linear_decay", "load_checkpoint", "maml", "maml_plus_plus", "masked", "meta_curvature",
+    "meta_grad", "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann", "per_step", "protomaml", "reptile",
+    "rmsprop", "save_checkpoint", "sgd", "split", "step_decay", "tasks", "testing", "trainer", "trajectory",
+    "truncated", "unrolled", "with_inner", "with_precision",
 ]  # fmt: skip

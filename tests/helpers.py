@@ -113,7 +113,7 @@ def loop_meta_grad(model, loss, tasks, meta, *, lr, steps):
         fast = leaves
         for _ in range(steps):
             value = loss(model.apply(tree_unflatten(fast, structure), task.support.x), task.support.y).mean()
-            grads = torch.autograd.grad(value, fast, create_graph=True)
+            grads = torch.autograd.grad(value, fast, create_graph=True, materialize_grads=True)
             fast = [w - lr * g for w, g in zip(fast, grads, strict=True)]
         total = total + loss(model.apply(tree_unflatten(fast, structure), task.query.x), task.query.y).mean()
-    return tree_unflatten(list(torch.autograd.grad(total / count, leaves)), structure)
+    return tree_unflatten(list(torch.autograd.grad(total / count, leaves, materialize_grads=True)), structure)

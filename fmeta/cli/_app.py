@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._run import Run, change_run, check_resume, create_run, open_run
 from fmeta.core import InputError, Learner, Tree, fold, nearest
 from fmeta.evaluation import Evaluation, evaluate
-from fmeta.execution import compiler_problem, resolve
+from fmeta.execution import compiler_problem
 from fmeta.gradients import check_meta_grad
 from fmeta.training import NonFiniteError, best_checkpoint, checkpoints, fit, load_checkpoint, trainer
 
@@ -96,6 +98,23 @@ def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _measurements() -> Iterator[None]:
+    """Says what fmeta measured and chose."""
+    logger, saying = logging.getLogger("fmeta"), _Saying(logging.INFO)
+    logger.addHandler(saying)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(saying)
+
+
 def _train(arguments: list[str]) -> None:
     recipe, options = _parse_train(arguments)
     if options.resume:
@@ -106,15 +125,15 @@ def _train(arguments: list[str]) -> None:
         run = change_run(run, recipe)
     else:
         experiment = recipe.experiment()  # before the folder: bad choices leave none behind
-        scope = resolve(recipe.compile, recipe.preferred_scope())
-        if scope == "none" and recipe.compile != "none" and compiler_problem():
+        scope = "none" if compiler_problem() else recipe.compile
+        if scope != recipe.compile:
             _say(f"running eager: {compiler_problem()}")
         run = create_run(recipe, scope, options.run_dir)
     recipe = run.recipe
     _say(f"{recipe.name}: {recipe.learner}, compile {run.scope}, run folder {run.folder}")
     found = checkpoints(run.folder / "checkpoints") if options.resume else []
     learner = experiment.learner
-    with show.Bar(console, recipe.iterations, found[-1][0] if found else 0) as bar:
+    with _measurements(), show.Bar(console, recipe.iterations, found[-1][0] if found else 0) as bar:
         try:
             state = fit(
                 learner,

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import fmeta
-from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Task, fold, key
+from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key
 from fmeta.execution import Scope
 from fmeta.learners import append
 from fmeta.tasks import Sampler
@@ -88,8 +88,10 @@ class Recipe(ABC):
     """largest norm of the meta-gradient; 0 does not clip"""
     seed: int = 0
     """decides the initialisation and every task"""
-    compile: Literal["auto", "none", "whole", "step"] = "auto"
-    """what is compiled: nothing, the whole step as one graph, or its stages"""
+    compile: Scope = "auto"
+    """what is compiled: nothing, the whole step as one graph, its stages, or what is fastest here"""
+    precision: Precision = "float32"
+    """of the network's forward and backward pass; parameters and updates stay in float32"""
     device: str = "auto"
     """cpu, cuda, or auto: CUDA where there is one"""
     threads: int = 0
@@ -105,7 +107,6 @@ class Recipe(ABC):
 
     name: ClassVar[str]
     movable: ClassVar[tuple[str, ...]] = ("device", "threads", "log_every", "save_every", "eval_tasks", "eval_steps")
-    whole_up_to: ClassVar[int] = 5  # inner steps that are compiled as one graph
 
     def where(self) -> torch.device:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -153,13 +154,6 @@ class Recipe(ABC):
         """The fixed list of test tasks: the same for the same seed."""
         return self.sampler("test")(fold(self.key(), _TEST), count)
 
-    def preferred_scope(self) -> Scope:
-        """One graph compiles in a time that grows with the inner steps (and evolution's pairs); stages do not."""
-        if self.inner_steps <= self.whole_up_to and self.gradient != "evolution":
-            return "whole"
-        gradient = "implicit" if (self.learner, self.gradient) == ("imaml", "auto") else self.gradient
-        return "step" if gradient in ("adjoint", "truncated", "first_order", "implicit", "evolution") else "none"
-
     # what a recipe of one domain decides
     @abstractmethod
     def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
@@ -201,7 +195,8 @@ class Recipe(ABC):
         }
         if self.learner not in ("meta_sgd", "maml_plus_plus"):
             kind["optimizer"] = self.inner()
-        return getattr(fmeta, self.learner)(self.model(), **kind, **own.get(self.learner, {}))
+        model = fmeta.with_precision(self.model(), self.precision, self.where())
+        return getattr(fmeta, self.learner)(model, **kind, **own.get(self.learner, {}))
 
     def inner(self) -> Optimizer:
         optimizers = {"sgd": fmeta.sgd, "momentum": fmeta.momentum, "rmsprop": fmeta.rmsprop, "adam": fmeta.adam}

@@ -65,7 +65,6 @@ class Omniglot(Recipe):
 
     name: ClassVar[str] = "omniglot"
     movable: ClassVar[tuple[str, ...]] = (*Recipe.movable, "data_dir")
-    whole_up_to: ClassVar[int] = 1  # several unrolled convolutional steps compile for many minutes
 
     def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
         data = omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())

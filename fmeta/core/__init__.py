@@ -30,6 +30,7 @@ from fmeta.core._optim import (
     sgd,
     step_decay,
 )
+from fmeta.core._precision import Precision, with_precision
 from fmeta.core._random import choice, fold, key, normal, permutation, randint, split, uniform
 from fmeta.core._solve import Solver, cg, direct, neumann
 from fmeta.core._types import (
@@ -50,10 +51,10 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model", "Optimizer",
-    "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg", "chain", "check_counts",
-    "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice", "choices",
-    "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager", "fastest", "fold",
-    "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest", "neumann", "normal",
-    "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd", "split", "step_decay",
-    "trajectory", "uniform",
+    "Precision", "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg", "chain",
+    "check_counts", "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice",
+    "choices", "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager", "fastest",
+    "fold", "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest", "neumann",
+    "normal", "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd", "split",
+    "step_decay", "trajectory", "uniform", "with_precision",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import platform
 import time
@@ -15,35 +16,50 @@ from typing import Any
 import pooch
 import torch
 
+Answer = dict[str, Any]  # "choice": a name; "milliseconds": what each candidate took
+_log = logging.getLogger("fmeta")
+
 
 def cache_folder() -> Path:
     """Where downloads, decoded data and measured choices are kept: `$FMETA_CACHE`, or the system's cache folder."""
     return Path(os.environ.get("FMETA_CACHE") or pooch.os_cache("fmeta"))
 
 
-def fastest(question: str, candidates: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int = 3) -> str:
+def fastest(
+    question: str,
+    candidates: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    *,
+    repeats: int = 3,
+    level: int = logging.DEBUG,
+) -> str:
     """The name of the candidate that takes the least time, by the best of `repeats` runs after one to warm up.
 
     The answer is kept for this machine: the same question gets the same answer in every later process, so that a
-    resumed run computes the same bits. `choices` gives all answers, `prefer` brings them back.
+    resumed run computes the same bits. `choices` gives all answers, `prefer` brings them back. What was chosen and why
+    goes to the logger "fmeta", at `level`.
     """
     if len(candidates) == 1:
         return next(iter(candidates))
     question = f"{question} on {machine(device)}"
     known = _answers()
-    if known.get(question) not in candidates:
-        seconds = {name: _best_of(run, device, repeats) for name, run in candidates.items()}
-        known[question] = min(seconds, key=seconds.__getitem__)
+    asked = question not in known or known[question].get("choice") not in candidates
+    if asked:
+        times = {name: round(1e3 * _best_of(run, device, repeats), 4) for name, run in candidates.items()}
+        known[question] = {"choice": min(times, key=times.__getitem__), "milliseconds": times}
         _keep({question: known[question]})
-    return known[question]
+    answer = known[question]
+    took = ", ".join(f"{name} {ms:.3g} ms" for name, ms in answer.get("milliseconds", {}).items())
+    _log.log(level, "%s: %s (%s; %s)", question, answer["choice"], took, "measured now" if asked else "remembered")
+    return answer["choice"]
 
 
-def choices() -> dict[str, str]:
+def choices() -> dict[str, Answer]:
     """Every answer that this process knows."""
     return dict(_answers())
 
 
-def prefer(known: Mapping[str, str]) -> None:
+def prefer(known: Mapping[str, Answer]) -> None:
     """Answers that go before what was measured here: those a run was begun with."""
     _answers().update(known)
 
@@ -64,7 +80,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def _answers() -> dict[str, str]:
+def _answers() -> dict[str, Answer]:
     return _stored()
 
 
@@ -72,15 +88,14 @@ def _file() -> Path:
     return cache_folder() / "choices.json"
 
 
-def _stored() -> dict[str, str]:
+def _stored() -> dict[str, Answer]:
     try:
-        found = json.loads(_file().read_text())
-        return {str(k): str(v) for k, v in found.items()}
-    except (OSError, ValueError, AttributeError):
+        return {question: answer for question, answer in json.loads(_file().read_text()).items() if answer["choice"]}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return {}  # none yet, or damaged: they are measured again
 
 
-def _keep(new: dict[str, str]) -> None:
+def _keep(new: dict[str, Answer]) -> None:
     fresh = _file().with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a measurement
         fresh.parent.mkdir(parents=True, exist_ok=True)

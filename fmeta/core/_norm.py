@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ def moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     Both in one pass, after the shift by one of the values, which keeps the difference of squares exact where the mean
     is large against the spread.
     """
+    x = at_least_float32(x)
     shift = x.detach()
     for axis in axes:
         shift = shift.narrow(axis, 0, 1)
@@ -39,8 +41,12 @@ def rescale(
     x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     factor = (variance + eps).rsqrt()
-    y = (x - mean) * (factor if weight is None else factor * weight)
-    return y if bias is None else y + bias
+    y = (at_least_float32(x) - mean) * (factor if weight is None else factor * weight)
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def batch_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

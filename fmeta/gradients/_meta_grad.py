@@ -41,4 +41,5 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
             return grads(meta, tasks)
 
     checked.check = check  # type: ignore[attr-defined]  # fmeta.compile calls it before it traces
+    checked.staged = lambda stage: meta_grad(learner, gradient, stage)  # type: ignore[attr-defined]
     return checked

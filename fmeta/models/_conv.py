@@ -53,7 +53,8 @@ def conv4(
             "group" normalises each example by itself; "none".
         pool: "max" or "avg" (smooth, for gradient checks), for the form "pool".
 
-    Parameters are `conv1.weight` … `norm4.bias`, `head.weight`, `head.bias`.
+    Parameters are `conv1.weight` … `norm4.bias`, `head.weight`, `head.bias`. Under batch norm, which takes away what
+    the bias of a convolution adds, those biases are not used and their gradient is 0.
     """
     if form not in ("stride", "pool") or norm not in ("batch", "group", "none") or pool not in _POOLS:
         raise InputError(
@@ -75,7 +76,6 @@ def conv4(
     def apply(params: Params, x: Tensor) -> Tensor:
         _check_image("conv4", x, channels, size)
         for i in range(1, 5):
-            # batch norm takes away what a bias adds
             x = conv3x3(params, f"conv{i}", x, stride=2 if form == "stride" else 1, bias=norm != "batch")
             if form == "pool" and pool == "max" and activation in _MONOTONE and norm == "batch":
                 x = activation(normalize_pooled(params, f"norm{i}", x))

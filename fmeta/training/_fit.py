@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from fmeta.core import Info, InputError, Learner, MetaGradient, Optimizer, Task, check_counts, check_tasks, fold
+from fmeta.core import (
+    Info,
+    InputError,
+    Learner,
+    MetaGradient,
+    Optimizer,
+    Task,
+    check_counts,
+    check_tasks,
+    choices,
+    fold,
+    prefer,
+)
 from fmeta.core._inner import over_tasks
 from fmeta.execution import plan
 from fmeta.gradients import meta_grad
@@ -72,7 +84,8 @@ def fit(
         gradient: how to differentiate through the adaptation; None is the learner's own. A mapping from meta-steps to
             meta-gradients swaps them on the way: `{0: first_order(), 5000: unrolled()}` anneals from first to second
             order. The outer optimizer goes on undisturbed.
-        scope: "none", "whole" or "step": what is compiled (`fmeta.execution.plan`).
+        scope: "none", "whole", "step" or "auto": what is compiled (`fmeta.compile`). What "auto" and other measurements
+            chose is kept in the run's `choices.json`, so that a resumed run computes the same bits.
         run_dir: where to keep the run; None keeps nothing.
         resume: go on from the last checkpoint in `run_dir`; metrics.jsonl is cut back to it.
         validate: `meta -> ` a number to choose the best checkpoint by.
@@ -103,7 +116,7 @@ def fit(
             tasks = next(batches)
             if phase < 0:
                 _try_once(learner, state.meta, tasks)
-                if run.scope == "whole" or len(phases) > 1:
+                if run.scope in ("whole", "auto") or len(phases) > 1:
                     # one eager task, for the warnings that a graph cannot give and what a later phase would raise
                     one = tree_map(lambda leaf: leaf[:1], tasks)
                     for chosen in phases.values():
@@ -216,7 +229,7 @@ class _Keeper:
             raise InputError(
                 f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run"
             )
-        self.metrics = Path(run_dir) / "metrics.jsonl"
+        self.metrics, self.choices = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "choices.json"
         self.resume = resume
         if not resume and (checkpoints(self.folder) or self.metrics.exists()):
             raise InputError(
@@ -228,6 +241,8 @@ class _Keeper:
     def restore(self, state: TrainState) -> TrainState:
         found = checkpoints(self.folder)
         if self.resume and found:
+            if self.choices.exists():
+                prefer(json.loads(self.choices.read_text()))
             step, facts = found[-1]
             state = load_checkpoint(self.folder / f"{step:08d}", state)
             differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
@@ -242,9 +257,7 @@ class _Keeper:
                 )
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= int(state.step)]
-        fresh = self.metrics.with_suffix(".tmp")
-        fresh.write_text("".join(line + "\n" for line in kept))
-        fresh.replace(self.metrics)
+        _write(self.metrics, "".join(line + "\n" for line in kept))
         return state
 
     def log(self, line: dict[str, Any]) -> None:
@@ -256,9 +269,17 @@ class _Keeper:
         if not final and step in dict(checkpoints(self.folder)):
             return  # it stands already, with its validation value
         value = float(self.validate(state.meta)) if self.validate is not None and final else None
+        _write(self.choices, json.dumps(choices(), indent=1) + "\n")
         save_checkpoint(self.folder, state, step, validation=value, **self.identity)
         best = best_checkpoint(self.folder)
         prune(self.folder, keep={step} if best is None else {step, best})
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -73,6 +73,7 @@ def fails(capfd):
 
 def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
     assert {p.name for p in trained.iterdir()} == {
+        "choices.json",
         "recipe.json", "metrics.jsonl", "checkpoints", "evaluation.json", "adaptation.png",
     }  # fmt: skip
     recipe = json.loads((trained / "recipe.json").read_text())
@@ -192,17 +193,6 @@ def test_maml_plus_plus_weighs_all_steps_under_any_meta_gradient():
     assert annealed == {0: fmeta.first_order(fmeta.multi_step(3)), 5: fmeta.adjoint(fmeta.multi_step(3))}
     assert Sinusoid(multi_step=True, **many).meta_gradient() == own.meta_gradient()
     assert Sinusoid(**many).meta_gradient() == fmeta.unrolled()
-
-
-def test_auto_compiles_in_stages_what_would_make_a_long_graph():
-    for options in (
-        {"gradient": "evolution"},
-        {"learner": "imaml", "inner_steps": 16},
-        {"gradient": "adjoint", "inner_steps": 9},
-    ):
-        assert Sinusoid(**options).preferred_scope() == "step"
-    assert Sinusoid(learner="imaml").preferred_scope() == "whole"
-    assert Sinusoid(inner_steps=9).preferred_scope() == "none"
 
 
 def test_a_run_dir_that_holds_a_run_is_refused_and_untouched(run, fails):

@@ -62,6 +62,15 @@ def choices() -> dict[str, Answer]:
 def prefer(known: Mapping[str, Answer]) -> None:
     """Answers that go before what was measured here: those a run was begun with."""
     _answers().update(known)
+    _changes[0] += 1
+
+
+def changes() -> int:
+    """Grows whenever answers that were given before may no longer hold."""
+    return _changes[0]
+
+
+_changes = [0]
 
 
 def machine(device: torch.device) -> str:

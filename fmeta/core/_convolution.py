@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core._checks import InputError, nearest
-from fmeta.core._choices import fastest
+from fmeta.core._choices import changes, fastest
 from fmeta.core._pool import tasks_first
 
 OUTPUT, INPUT, WEIGHT = 0, 1, 2
@@ -132,7 +132,7 @@ def _shape(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -
     """Of the result, with the channels last for examples."""
     stride, padding, dilation, (groups,), size, kernel = geometry
     axes = len(size)
-    tasks = torch.broadcast_shapes(a.shape[: -2 - axes], b.shape[: -2 - axes])
+    tasks = tuple(map(max, a.shape[: -2 - axes], b.shape[: -2 - axes]))
     examples, channels = a.shape[-2 - axes : -axes]
     if kind == WEIGHT:
         return (*tasks, b.shape[-1 - axes], channels // groups, *kernel)
@@ -148,10 +148,9 @@ def _shape(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -
 def _convolve(kind: int, a: Tensor, b: Tensor, *geometry: Sequence[int]) -> Tensor:
     shape, core = _shape(kind, a, b, geometry), len(geometry[0]) + 2
     tasks = shape[:-core]
-    alone = kind != WEIGHT and b.shape[:-core].numel() == 1  # one weight for all tasks: more examples
-    if alone:
+    if kind != WEIGHT and b.shape[:-core].numel() == 1:  # one weight for all tasks: more examples
         a, b = a.reshape(1, -1, *a.shape[1 - core :]), b.reshape(1, *b.shape[-core:])
-    else:
+    elif len(tasks) != 1 or a.shape[0] != b.shape[0]:
         a, b = (t.expand(*tasks, *t.shape[-core:]).reshape(-1, *t.shape[-core:]) for t in (a, b))
     y = _LOWERINGS[_chosen(kind, a, b, geometry)](kind, a, b, geometry)
     if kind == WEIGHT:
@@ -265,10 +264,19 @@ def _unfold(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) 
 
 def _columns(x: Tensor, geometry: Sequence[Sequence[int]], out: Sequence[int]) -> Tensor:
     """`[task, example·place, place of the kernel·channel]`."""
-    views = _taps(_padded(x, geometry[1]), geometry, out)
-    if x.shape[-1] < 8:  # short runs of channels: keep runs of pixels instead
-        return torch.stack([v.movedim(-1, 1).flatten(2) for v in views], 1).flatten(1, 2).mT
-    return torch.cat(views, -1).flatten(1, -2)
+    stride, padding, dilation, _, _, kernel = geometry
+    x = _padded(x, padding)
+    axes, tasks, channels = len(kernel), x.shape[0], x.shape[-1]
+    steps = x.stride()[2:-1]
+    places = [
+        *(s * q for s, q in zip(stride, steps, strict=True)),
+        *(d * q for d, q in zip(dilation, steps, strict=True)),
+    ]
+    view = x.as_strided((*x.shape[:2], *out, *kernel, channels), (*x.stride()[:2], *places, 1), x.storage_offset())
+    if channels < 8:  # short runs of channels: keep runs of pixels instead
+        last = range(2 + axes, 3 + 2 * axes)
+        return view.permute(0, *last, *range(1, 2 + axes)).reshape(tasks, math.prod(kernel) * channels, -1).mT
+    return view.reshape(tasks, -1, math.prod(kernel) * channels)
 
 
 _LOWERINGS: dict[str, Callable[..., Tensor]] = {"loop": _loop, "grouped": _grouped, "unfold": _unfold}
@@ -297,13 +305,24 @@ def convolution(lowering: str) -> Iterator[None]:
 
 
 def _chosen(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> str:
+    facts = (_switch[0], changes(), kind, a.shape, b.shape, *map(tuple, geometry), a.dtype, a.device)
+    known = _known.get(facts)
+    if known is None:
+        known = _known[facts] = _choose(kind, a, b, geometry)
+    return known
+
+
+_known: dict[Any, str] = {}  # asked for hundreds of times in a step
+
+
+def _choose(kind: int, a: Tensor, b: Tensor, geometry: Sequence[Sequence[int]]) -> str:
     tasks, examples = a.shape[:2]
     *_, (groups,), size, kernel = geometry
     places, seen = math.prod(kernel), tasks * examples * math.prod(size)
     if _switch[0] != "auto" and (groups == 1 or _switch[0] != "unfold"):
         return _switch[0]
-    if groups == 1 and seen * places * a.shape[2] * b.shape[1 if kind == OUTPUT else 2] < _SMALL:
-        return "unfold"
+    if seen * places * a.shape[2] * b.shape[1 if kind == OUTPUT else 2] < _SMALL:
+        return "grouped"
     names = ["loop"] + ["grouped"] * (tasks > 1)
     channels = b.shape[2] if kind != WEIGHT else a.shape[2]
     if groups == 1 and seen * places * channels < _LARGE:

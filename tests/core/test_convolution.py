@@ -108,6 +108,7 @@ def test_each_shape_is_measured_once_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("FMETA_CACHE", str(tmp_path))
     monkeypatch.setattr(_convolution, "_SMALL", 0)
     _choices._answers.cache_clear()
+    _convolution._known.clear()
     w, _, x, _ = problem(2, 1)
     arguments = (0, x, w.expand(3, *w.shape).contiguous(), [1, 1], [1, 1], [1, 1], [1], [7, 6], [3, 3])
     torch.ops.fmeta.convolve(*arguments)

@@ -3,10 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
+from _report import interleaved
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta.core import fold, randint, uniform
@@ -246,3 +248,32 @@ PEERS = {
     "TorchOpt": with_torchopt,
     "JAX": with_jax,
 }
+
+
+def arithmetic(work, gradient, steps=None):
+    """FLOPs per task that a meta-gradient owes: forward F for an example, F1 of it in the first layer.
+
+    first order (KS+Q)(3F−F1); unrolled KS(9F−5F1)+Q(3F−F1); adjoint KS(12F−6F1)+Q(3F−F1): the input of the first layer
+    needs no gradient.
+    """
+    module, x = work.module(), work.data(tasks=1).query.x[0, :1]
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    whole, first = counter.get_total_flops(), _first_layer(counter)
+    inner, query = (steps or work.steps) * work.support, work.query * (3 * whole - first)
+    each = {"first_order": 3 * whole - first, "unrolled": 9 * whole - 5 * first, "adjoint": 12 * whole - 6 * first}
+    return inner * each[gradient] + query
+
+
+def _first_layer(counter):
+    counts = counter.get_flop_counts()
+    name = next(n for n in counts if n.endswith((".conv1", ".hidden1")))
+    return sum(counts[name].values())
+
+
+def matmul_rate(device="cpu", dtype=torch.float32, size=None):
+    """FLOP/s of a large square matrix product: the best of several."""
+    size = size or (8192 if torch.device(device).type == "cuda" else 1536)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = interleaved({"matmul": lambda: a @ a}, 7, 1)["matmul"]["min"]
+    return 2 * size**3 / best

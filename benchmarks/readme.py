@@ -107,6 +107,30 @@ def order_lines():
             )
 
 
+def peer_lines():
+    """A table of times over fmeta's, one column for each problem."""
+    runs = [run for key in ("sinusoid-1", "sinusoid-5", "conv4", "omniglot") if (run := load(f"peers-{key}"))]
+    if not runs:
+        return
+    yield ""
+    yield (
+        "One second-order meta-gradient, the same to 1e-8 in float64 in every library, on two CPU cores: milliseconds "
+        "(times fmeta's) in float32, median of one run by `benchmarks/peers.py`."
+    )
+    yield ""
+    yield "| | " + " | ".join(run["work"] for run in runs) + " |"
+    yield "|---" * (len(runs) + 1) + "|"
+    for peer in dict.fromkeys(name for run in runs for name in run["peers"]):
+        cells = []
+        for run in runs:
+            row = run["peers"].get(peer)
+            cells.append(f"{1e3 * row['seconds']['median']:.3g} ({row['times fmeta']:.2g})" if row else "–")
+        yield f"| {peer} | " + " | ".join(cells) + " |"
+    for label in ("cold seconds", "warm seconds"):
+        cells = [f"{run['peers']['fmeta'][label]:.0f} s" if label in run["peers"]["fmeta"] else "–" for run in runs]
+        yield f"| fmeta, first step {label.split()[0]} | " + " | ".join(cells) + " |"
+
+
 def speed_lines():
     run = load("sinusoid")
     if run:
@@ -118,7 +142,15 @@ def speed_lines():
 def main():
     text = README.read_text()
     before, rest = text.split(BEGIN)
-    lines = [*recipe_lines(), *plus_plus_lines(), *memory_lines(), *speed_lines(), *mutation_lines(), *order_lines()]
+    lines = [
+        *recipe_lines(),
+        *plus_plus_lines(),
+        *memory_lines(),
+        *speed_lines(),
+        *mutation_lines(),
+        *peer_lines(),
+        *order_lines(),
+    ]
     README.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END, 1)[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch._inductor.config
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters, get_compilation_metrics
 
-from fmeta.core import InputError, Stage, eager, nearest
+from fmeta.core import InputError, Stage, _convolution, _pool, eager, nearest
 from fmeta.execution._auto import measured
 from fmeta.execution._signature import differences, signature
 
@@ -90,6 +92,7 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
     def call(*args: Any, **keywords: Any) -> Any:
         return function(*args, **keywords)
 
+    _let_graphs_be_cached()
     # torch.compile caches by code object: with a shared one, every closure of the same source would fill one cache
     name = _name(function)
     alone = types.FunctionType(call.__code__.replace(co_name=name), call.__globals__, name, None, call.__closure__)
@@ -132,6 +135,15 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
 
     guarded._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
     return guarded
+
+
+@functools.cache
+def _let_graphs_be_cached() -> None:
+    """Lets torch keep graphs that call fmeta's operators; other code in the operators' files makes other graphs."""
+    config, own = torch._inductor.config, {}
+    for module, name in ((_convolution, "_bilinear"), (_pool, "max_pool2x2")):
+        own[f"{module.__name__}.{name}"] = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+    config.unsafe_marked_cacheable_functions = {**config.unsafe_marked_cacheable_functions, **own}
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -42,10 +42,15 @@ def conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv1d` … `conv3d` of one task: `[example, channel, ...]`, `[out, channel/groups, ...]`."""
+    """`torch.nn.functional.conv1d` … `conv3d` of one task: `[example, channel, ...]`, `[out, channel/groups, ...]`.
+
+    Compiled it is the operator of this module.
+    """
     axes = weight.ndim - 2
     if not torch.compiler.is_compiling():
         return _TORCH[axes](x, weight, bias, stride, padding, dilation, groups)
+    if x.ndim == axes + 1:  # one example without an axis for it
+        return conv(x.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     stride, dilation = _each(stride, axes), _each(dilation, axes)
     if isinstance(padding, str):
         padding = 0 if padding == "valid" else [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]

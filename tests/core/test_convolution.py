@@ -144,3 +144,10 @@ def test_forward_mode_is_the_same_derivative():
     torch._dynamo.reset()
     found = torch.compile(slope(conv), backend="aot_eager", fullgraph=True)(w, x[0])
     torch.testing.assert_close(found, slope(F.conv2d)(w, x[0]))
+
+
+def test_one_example_without_an_axis_for_it():
+    w, b, x, _ = problem(2, 1)
+    torch._dynamo.reset()
+    found = torch.compile(lambda: conv(x[0, 0], w, b, 1, 1), backend="aot_eager", fullgraph=True)()
+    torch.testing.assert_close(found, F.conv2d(x[0, 0], w, b, padding=1))

@@ -94,10 +94,13 @@ def _peak_resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def fresh(*arguments):
+def fresh(*arguments, timed=False, **environment):
     """The JSON that `python *arguments` prints last, in a process of its own: (value, None), or (None, why not)."""
-    # glibc then hands freed tensors back at once; left alone it keeps some, and the peak wanders by hundreds of MiB
-    setting = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384"}
+    setting = {**os.environ, **environment}
+    if not timed:
+        # glibc then hands freed tensors back at once, which takes time; left alone it keeps some, and the peak wanders
+        # by hundreds of MiB
+        setting["MALLOC_MMAP_THRESHOLD_"] = "16384"
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=setting)
     if done.returncode < 0:

@@ -15,7 +15,6 @@ pip install '.[bench]' first.   python benchmarks/peers.py [--works sinusoid-1 s
 
 import argparse
 import json
-import os
 import tempfile
 import time
 import warnings
@@ -81,27 +80,32 @@ def of_convolutions(run):
 
 
 def first_step(work, peer):
-    """In a process of its own: seconds to the first result, and the peak of two later ones."""
+    """In a process of its own: seconds from weights and tasks to the first result."""
     meta, tasks = work.meta(), work.data()
     start = time.perf_counter()
-    run = PEERS[peer](work, meta, tasks)
-    run()
-    return {"seconds": time.perf_counter() - start, "bytes": peak_bytes(run, run)}
+    PEERS[peer](work, meta, tasks)()
+    return time.perf_counter() - start
+
+
+def memory(work, peer):
+    """In a process of its own: the peak of two results after the first."""
+    run = PEERS[peer](work, work.meta(), work.data())
+    return peak_bytes(run, run)
 
 
 def fresh_figures(key, peer, tiny):
-    """Cold, then warm: one cache folder for both."""
+    """Cold, then warm: one cache folder for both, and for the process whose memory is measured."""
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "FMETA_CACHE": f"{folder}/fmeta"}
-        os.environ.update(caches, JAX_COMPILATION_CACHE_DIR=f"{folder}/jax")
-        arguments = ["--one", key, peer, *["--tiny"] * tiny]
-        cold, problem = fresh(__file__, *arguments)
-        warm, problem = fresh(__file__, *arguments) if problem is None else (None, problem)
-        for name in (*caches, "JAX_COMPILATION_CACHE_DIR"):
-            os.environ.pop(name, None)
-    if problem:
-        return {"not measured": problem}
-    return {"cold seconds": cold["seconds"], "warm seconds": warm["seconds"], "peak MiB": warm["bytes"] / 2**20}
+        caches["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/jax"
+        for name, what in (("cold seconds", "first"), ("warm seconds", "first"), ("peak bytes", "memory")):
+            arguments = ["--one", key, peer, what, *["--tiny"] * tiny]
+            value, problem = fresh(__file__, *arguments, timed=what == "first", **caches)
+            if problem:
+                return {**found, "not measured": problem}
+            found[name] = value
+    return found
 
 
 def lower_precision(work, repeats):
@@ -152,7 +156,8 @@ def show(result):
         table.add_column(head, justify="left" if head == "peer" else "right")
     for name, row in result["peers"].items():
         t = row["seconds"]
-        figures = [f"{row[n]:.1f}" if n in row else "–" for n in ("peak MiB", "cold seconds", "warm seconds")]
+        figures = [f"{row['peak bytes'] / 2**20:.0f}" if "peak bytes" in row else "–"]
+        figures += [f"{row[n]:.1f}" if n in row else "–" for n in ("cold seconds", "warm seconds")]
         table.add_row(
             name, f"{1e3 * t['median']:.2f}", "–".join(f"{1e3 * q:.2f}" for q in t["quartiles"]),
             f"{row['tasks per second']:.0f}", f"{row['times fmeta']:.2f}", f"{row['float64 difference']:.0e}", *figures,
@@ -170,13 +175,13 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--no-fresh", action="store_true")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        key, peer = options.one
+        key, peer, what = options.one
         work = (TINY if options.tiny else WORKS)[key]
         torch.set_num_threads(work.threads)
-        print(json.dumps(first_step(work, peer)))
+        print(json.dumps({"first": first_step, "memory": memory}[what](work, peer)))
         return
     options.peers = list(dict.fromkeys(["fmeta", *options.peers]))
     for key in options.works:

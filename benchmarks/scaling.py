@@ -11,7 +11,6 @@ python benchmarks/scaling.py [--repeats 7] [--axes tasks steps width cold] [--ti
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -73,8 +72,8 @@ def cold(options):
     found = {}
     for steps in (TINY if options.tiny else AXES)["cold"]:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "FMETA_CACHE": f"{folder}/fmeta"}
-            found[steps], problem = fresh(__file__, "--cold", steps)
+            caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "FMETA_CACHE": f"{folder}/fmeta"}
+            found[steps], problem = fresh(__file__, "--cold", steps, timed=True, **caches)
         print(f"cold, {steps} steps: {problem or f'{found[steps]:.1f} s'}", flush=True)
     return found
 

@@ -107,6 +107,11 @@ def order_lines():
             )
 
 
+def _milliseconds(row):
+    ms = 1e3 * row["seconds"]["median"]
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
 def peer_lines():
     """A table of times over fmeta's, one column for each problem."""
     runs = [run for key in ("sinusoid-1", "sinusoid-5", "conv4", "omniglot") if (run := load(f"peers-{key}"))]
@@ -124,7 +129,7 @@ def peer_lines():
         cells = []
         for run in runs:
             row = run["peers"].get(peer)
-            cells.append(f"{1e3 * row['seconds']['median']:.3g} ({row['times fmeta']:.2g})" if row else "–")
+            cells.append(f"{_milliseconds(row)} ({row['times fmeta']:.2g})" if row else "–")
         yield f"| {peer} | " + " | ".join(cells) + " |"
     for label in ("cold seconds", "warm seconds"):
         cells = [f"{run['peers']['fmeta'][label]:.0f} s" if label in run["peers"]["fmeta"] else "–" for run in runs]

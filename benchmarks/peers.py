@@ -26,7 +26,7 @@ from _work import PEERS, TINY, WORKS, fmeta_compiled
 from rich.console import Console
 from rich.table import Table
 
-from fmeta.core import _convolution
+from fmeta.core import _lowerings
 
 LIMIT = 1e-8
 
@@ -57,7 +57,7 @@ def agreement(work, peers):
 
 def of_convolutions(run):
     """The share of `run` that passes within convolutions."""
-    taken, real = [0.0], dict(_convolution._LOWERINGS)
+    taken, real = [0.0], dict(_lowerings.LOWERINGS)
 
     def timed(lowering):
         def call(*args):
@@ -69,11 +69,11 @@ def of_convolutions(run):
         return call
 
     run()
-    _convolution._LOWERINGS.update({name: timed(f) for name, f in real.items()})
+    _lowerings.LOWERINGS.update({name: timed(f) for name, f in real.items()})
     start = time.perf_counter()
     run()
     total = time.perf_counter() - start
-    _convolution._LOWERINGS.update(real)
+    _lowerings.LOWERINGS.update(real)
     return (
         {"seconds": total, "convolutions": taken[0], "step over convolutions": total / taken[0]} if taken[0] else None
     )

@@ -12,9 +12,9 @@ from fmeta.core._checks import (
     refuse_compiled,
 )
 from fmeta.core._choices import cache_folder, choices, fastest, machine, prefer
-from fmeta.core._convolution import convolution
 from fmeta.core._inner import trajectory
 from fmeta.core._losses import accuracy, cross_entropy, mse
+from fmeta.core._lowerings import convolution
 from fmeta.core._model import from_module
 from fmeta.core._optim import (
     adam,

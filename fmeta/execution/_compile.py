@@ -21,7 +21,7 @@ import torch._inductor.config
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters, get_compilation_metrics
 
-from fmeta.core import InputError, Stage, _convolution, _pool, eager, nearest
+from fmeta.core import InputError, Stage, _convolution, _lowerings, _pool, eager, nearest
 from fmeta.execution._auto import measured
 from fmeta.execution._signature import differences, signature
 
@@ -141,8 +141,9 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
 def _let_graphs_be_cached() -> None:
     """Lets torch keep graphs that call fmeta's operators; other code in the operators' files makes other graphs."""
     config, own = torch._inductor.config, {}
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (_convolution, _lowerings, _pool))
     for module, name in ((_convolution, "_bilinear"), (_pool, "max_pool2x2")):
-        own[f"{module.__name__}.{name}"] = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+        own[f"{module.__name__}.{name}"] = hashlib.sha256(code).hexdigest()
     config.unsafe_marked_cacheable_functions = {**config.unsafe_marked_cacheable_functions, **own}
 
 

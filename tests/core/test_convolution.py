@@ -8,7 +8,7 @@ from helpers import F64, distance
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from fmeta.core import InputError, _choices, _convolution, convolution
+from fmeta.core import InputError, _choices, _lowerings, convolution
 from fmeta.core._convolution import conv
 
 KEY = 0
@@ -106,9 +106,9 @@ def test_the_operator_keeps_its_promises_to_the_compiler():
 
 def test_each_shape_is_measured_once_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("FMETA_CACHE", str(tmp_path))
-    monkeypatch.setattr(_convolution, "_SMALL", 0)
+    monkeypatch.setattr(_lowerings, "_SMALL", 0)
     _choices._answers.cache_clear()
-    _convolution._known.clear()
+    _lowerings._known.clear()
     w, _, x, _ = problem(2, 1)
     arguments = (0, x, w.expand(3, *w.shape).contiguous(), [1, 1], [1, 1], [1, 1], [1], [7, 6], [3, 3])
     torch.ops.fmeta.convolve(*arguments)
@@ -118,7 +118,7 @@ def test_each_shape_is_measured_once_and_remembered(monkeypatch, tmp_path):
     assert answer["milliseconds"].keys() == {"loop", "grouped", "unfold"}
     _choices.prefer({question: {"choice": "unfold"}})
     monkeypatch.setattr(
-        _convolution, "_LOWERINGS", {**dict.fromkeys(("loop", "grouped"), max), "unfold": _convolution._unfold}
+        _lowerings, "LOWERINGS", {**dict.fromkeys(("loop", "grouped"), max), "unfold": _lowerings._unfold}
     )
     torch.ops.fmeta.convolve(*arguments)  # nothing else is tried any more
     _choices._answers.cache_clear()
@@ -132,7 +132,7 @@ def test_an_unknown_lowering_is_refused():
         pass
     with pytest.raises(KeyError), convolution("loop"):
         raise KeyError
-    assert _convolution._switch == ["auto"]
+    assert _lowerings._switch == ["auto"]
 
 
 def test_forward_mode_is_the_same_derivative():

@@ -3,8 +3,8 @@
 autograd loop: clone and adapt with torch.autograd, one task after another, as learn2learn does. higher and TorchOpt:
 from their released packages. JAX: jit(grad(vmap)). fmeta: compiled (unrolled as one graph; Conv4 by the adjoint in
 stages) and eager. First all are shown to compute the same meta-gradient in float64, to 1e-8 of its largest entry; then
-float32 is timed, the peers in turn within one process, after a warm-up. Memory and the time to the first step are of
-fresh processes: cold without any compiler cache, warm with the cache of the run before.
+float32 is timed, the peers in turn within one process held to one core (sinusoid) or two, after a warm-up. Memory and
+the time to the first step are of fresh processes: cold without any compiler cache, warm with that of the run before.
 
 pip install '.[bench]' first.   python benchmarks/peers.py [--works sinusoid-1 sinusoid-5 conv4 omniglot] [--repeats 9]
 
@@ -15,6 +15,9 @@ pip install '.[bench]' first.   python benchmarks/peers.py [--works sinusoid-1 s
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +32,13 @@ from rich.table import Table
 from fmeta.core import _lowerings
 
 LIMIT = 1e-8
+
+
+def hold(work):
+    """This process to the cores that the work is timed on: JAX takes all that it sees."""
+    torch.set_num_threads(work.threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.threads])
 
 
 def largest_difference(a, b):
@@ -123,7 +133,7 @@ def lower_precision(work, repeats):
 
 def one_work(key, options):
     work = (TINY if options.tiny else WORKS)[key]
-    torch.set_num_threads(work.threads)
+    hold(work)
     print(f"{work.name}: float64 …", flush=True)
     far = agreement(work, options.peers)
     meta, tasks = work.meta(), work.data()
@@ -180,15 +190,19 @@ def main():
     if options.one:
         key, peer, what = options.one
         work = (TINY if options.tiny else WORKS)[key]
-        torch.set_num_threads(work.threads)
+        hold(work)
         print(json.dumps({"first": first_step, "memory": memory}[what](work, peer)))
         return
+    if len(options.works) > 1:  # each in a process of its own: a thread pool keeps the size it began with
+        for key in options.works:
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--works", key], check=True)
+        return
     options.peers = list(dict.fromkeys(["fmeta", *options.peers]))
-    for key in options.works:
-        result = one_work(key, options)
-        show(result)
-        if not options.tiny:
-            write(f"peers-{key}", result)
+    (key,) = options.works
+    result = one_work(key, options)
+    show(result)
+    if not options.tiny:
+        write(f"peers-{key}", result)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,29 @@
-"""`compile`: torch.compile with the settings that meta-gradients need, and the scopes it is used in."""
+"""`compile`: a function as one graph for each kind of input, and the scopes in which that is used."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-import types
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch._inductor.config
-from torch._dynamo.exc import TorchDynamoException
-from torch._dynamo.utils import counters, get_compilation_metrics
 
-from fmeta.core import InputError, Stage, _convolution, _lowerings, _pool, eager, nearest
+from fmeta.core import InputError, Stage, eager, nearest
+from fmeta.execution import _graph
 from fmeta.execution._auto import measured
-from fmeta.execution._signature import differences, signature
+from fmeta.execution._graph import Backend, compile_graph, flatten
+from fmeta.execution._signature import differences, kind, settings, signature
 
 Scope = Literal["none", "whole", "step", "auto"]
-Backend = str | Callable[..., Any]
-_REPORT = "the issues of fmeta, with the output under TORCHDYNAMO_VERBOSE=1"
+_REPORT = "the issues of fmeta, with the model"
 
 
 class RetraceWarning(UserWarning):
@@ -51,13 +47,17 @@ def compile(
 ) -> Callable[..., Any]:
     """`function`, which may take derivatives inside, compiled: `fmeta.compile(trainer.step)`.
 
-    Inputs of a function that comes from `meta_grad` or `trainer` are checked at its first call. Shapes are static:
-    other shapes compile once more, with a `RetraceWarning` that names what changed. Where compiling fails, or the
-    default backend has no working C++ compiler, the function runs eager, with one `CompileWarning`; its result is the
-    same.
+    It is run once on tensors without data, `torch.func` and all, and the operations seen are compiled by a backend of
+    torch.compile. As in JAX, only tensors among its arguments can change from call to call: what it reads besides them
+    counts as constant, and it must not decide by a tensor's values.
+
+    Inputs of a function that comes from `meta_grad` or `trainer` are checked at its first call. Other shapes compile
+    once more, with a `RetraceWarning` that names what changed. Where compiling fails, or the default backend has no
+    working C++ compiler, the function runs eager, with one `CompileWarning`; its result is the same. Under
+    transforms of torch.func and under dispatch modes (a FLOP counter) it runs as it is.
 
     Args:
-        function: anything that torch.compile can trace; for "step" and "auto" it comes from `meta_grad` or `trainer`.
+        function: of trees of tensors; for "step" and "auto" it comes from `meta_grad` or `trainer`.
         scope: "whole": one graph, the fastest for small nets; its compile time grows with the number of inner steps.
             "step": a graph for each stage of the meta-gradient and a loop in Python; its compile time does not depend
             on the number of inner steps. "auto": measures these and eager code at the first call and remembers the
@@ -89,62 +89,60 @@ def compile(
 
 
 def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
-    def call(*args: Any, **keywords: Any) -> Any:
-        return function(*args, **keywords)
-
-    _let_graphs_be_cached()
-    # torch.compile caches by code object: with a shared one, every closure of the same source would fill one cache
-    name = _name(function)
-    alone = types.FunctionType(call.__code__.replace(co_name=name), call.__globals__, name, None, call.__closure__)
-    compiled = torch.compile(alone, backend=backend, fullgraph=True, dynamic=False)
-    check = getattr(function, "check", None)
-    traced: dict[str, str] | None = None  # the inputs it was last compiled for
+    name, check = _name(function), getattr(function, "check", None)
+    graphs: dict[Any, Callable[..., Any]] = {}
+    latest: dict[str, str] | None = None  # the inputs it was last compiled for
     failed = False
 
     @functools.wraps(function, updated=())
-    def guarded(*args: Any, **keywords: Any) -> Any:
-        nonlocal check, traced, failed
-        if failed or torch.compiler.is_compiling():
+    def compiled(*args: Any, **keywords: Any) -> Any:
+        nonlocal latest, failed
+        if failed or _watched():
             return function(*args, **keywords)
-        if check is not None:
+        leaves, structure = flatten((args, keywords))
+        key = structure, settings(), *map(kind, leaves)
+        run = graphs.get(key)
+        if run is not None:
+            return run(leaves)
+        if check is not None and latest is None:
             check(*args, **keywords)
-            check = None
-        graphs = counters["stats"]["unique_graphs"]
-        try:
-            result = compiled(*args, **keywords)
-        except TorchDynamoException as error:
+        run, problem = _attempt(function, name, leaves, structure, backend)
+        if run is None:
             failed = True
             result = function(*args, **keywords)  # bad input ends here, under its own name
-            warnings.warn(_why(name, error), CompileWarning, stacklevel=2)
-        if counters["stats"]["unique_graphs"] != graphs:
-            seen = signature(args, keywords)
-            if traced is not None:
-                changed = differences(traced, seen)
-                if changed:
-                    changed = f"its input changed: {changed}; drop or pad a smaller last batch"
-                else:
-                    known = get_compilation_metrics()
-                    changed = f"{(known and known[-1].recompile_reason) or 'a global setting or a closure changed'}"
-                warnings.warn(
-                    f"{name} was compiled once more, because {changed}; expected one compilation for all steps",
-                    RetraceWarning,
-                    stacklevel=2,
-                )
-            traced = seen
-        return result
+            warnings.warn(problem, CompileWarning, stacklevel=2)
+            return result
+        graphs[key] = run
+        before, latest = latest, signature(args, keywords)
+        if before is not None:
+            warnings.warn(
+                f"{name} was compiled once more, because its input changed: {differences(before, latest)}; expected "
+                "one compilation for all steps; drop or pad a smaller last batch",
+                RetraceWarning,
+                stacklevel=2,
+            )
+        return run(leaves)
 
-    guarded._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
-    return guarded
+    compiled._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
+    return compiled
 
 
-@functools.cache
-def _let_graphs_be_cached() -> None:
-    """Lets torch keep graphs that call fmeta's operators; other code in the operators' files makes other graphs."""
-    config, own = torch._inductor.config, {}
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (_convolution, _lowerings, _pool))
-    for module, name in ((_convolution, "_bilinear"), (_pool, "max_pool2x2")):
-        own[f"{module.__name__}.{name}"] = hashlib.sha256(code).hexdigest()
-    config.unsafe_marked_cacheable_functions = {**config.unsafe_marked_cacheable_functions, **own}
+def _attempt(
+    function: Callable[..., Any], name: str, leaves: list[Any], structure: Any, backend: Backend
+) -> tuple[Callable[..., Any] | None, str]:
+    try:
+        return compile_graph(function, leaves, structure, backend), ""
+    except Exception as error:  # whatever a backend or the caller's own code may raise
+        return None, _why(name, error)
+
+
+def _watched() -> bool:
+    """Whether someone outside must see every operation: a trace, a transform of torch.func, a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -152,10 +150,13 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _why(name: str, error: Exception) -> str:
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    places = re.findall(r'File "[^"]*?([^"/\\]+)", line (\d+), in (\w+)\n\s+(\S.*)', text)
-    where = f" at {places[-1][3]!r} ({places[-1][0]}, line {places[-1][1]})" if places else ""
+    """What stopped the compiler, and the last line of the user's own that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    traced = [i for i, frame in enumerate(frames) if frame.name == "flat" and frame.filename == _graph.__file__]
+    libraries = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    own = [frame for frame in frames[traced[-1] :] if not frame.filename.startswith(libraries)] if traced else []
+    where = f" at {own[-1].line!r} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0][:200] if lines else "no message"
     return (
         f"{name} could not be compiled{where}: {type(error).__name__}: {reason}. It runs eager from now on, with the "

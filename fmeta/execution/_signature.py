@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fmeta.core._tree import named_leaves
 
 
+def kind(leaf: Any) -> Any:
+    """What a graph is specialised to, fast to compare: the layout of a tensor, the value of anything else."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+    return type(leaf), repr(leaf)
+
+
+def settings() -> tuple[Any, ...]:
+    """The global state that decides what operations a function performs."""
+    if not torch._C._is_any_autocast_enabled():
+        return torch.is_grad_enabled(), torch.get_default_dtype()
+    kinds = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    return torch.is_grad_enabled(), torch.get_default_dtype(), *kinds
+
+
 def signature(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, str]:
     """Each leaf by name: dtype, shape, layout and device of a tensor, the value of anything else."""
-    return {
-        f"argument {name}": _kind(leaf) for name, leaf in named_leaves({**dict(enumerate(args)), **keywords}).items()
+    leaves = named_leaves({**dict(enumerate(args)), **keywords})
+    return {f"argument {name}": _said(leaf) for name, leaf in leaves.items()} | {
+        "gradient mode, default type, autocast": str(settings())
     }
 
 
@@ -24,7 +41,7 @@ def differences(before: dict[str, str], now: dict[str, str], most: int = 3) -> s
     return ", ".join(said) + (f" and {len(changed) - most} more" if len(changed) > most else "")
 
 
-def _kind(leaf: Any) -> str:
+def _said(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
         return repr(leaf)
     facts = [f"strides {list(leaf.stride())}", str(leaf.device)] + ["requires grad"] * leaf.requires_grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from fmeta.core import _tree as tree
 from fmeta.core._checks import check_counts
 from fmeta.core._choices import fastest
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+
+Sized = Callable[[int], GradFn]  # the number of tasks -> the meta-gradient of so many
 
 
 def chunked(gradient: MetaGradient, size: int | Literal["auto"]) -> MetaGradient:
@@ -44,7 +46,11 @@ class _Chunked:
         return getattr(self.gradient, "loss_weights", None)
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
-        grads_of = self.gradient(learner, stage)
+        @functools.cache
+        def grads_of(count: int) -> GradFn:
+            return self.gradient(learner, stage)  # compiled for slices of that many tasks
+
+        grads_of(1)  # complains now of a learner that does not fit
 
         def chunked_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
             count = tree.tree_leaves(tasks)[0].shape[0]
@@ -54,15 +60,15 @@ class _Chunked:
         return chunked_grads
 
 
-def _in_slices(grads_of: GradFn, meta: Tree, tasks: Task, count: int, size: int) -> tuple[Tree, Info]:
+def _in_slices(grads_of: Sized, meta: Tree, tasks: Task, count: int, size: int) -> tuple[Tree, Info]:
     if size >= count:
-        return grads_of(meta, tasks)
+        return grads_of(count)(meta, tasks)
     total: Any = None
     infos: list[Info] = []
     for first in range(0, count, size):
         # contiguous and of their own, as a compiled piece saw them the first time
         part = tree.tree_map(lambda leaf: leaf[first : first + size].clone(), tasks)  # noqa: B023
-        grads, info = grads_of(meta, part)
+        grads, info = grads_of(min(size, count - first))(meta, part)
         share = tree.scale(grads, len(info.losses) / count)
         total = share if total is None else tree.add(total, share)
         infos.append(info)
@@ -71,7 +77,7 @@ def _in_slices(grads_of: GradFn, meta: Tree, tasks: Task, count: int, size: int)
     return total, Info(losses.mean(), losses, metrics)
 
 
-def _measured(grads_of: GradFn, meta: Tree, tasks: Task, name: str) -> int:
+def _measured(grads_of: Sized, meta: Tree, tasks: Task, name: str) -> int:
     leaves = tree.tree_leaves((meta, tasks))
     count = tree.tree_leaves(tasks)[0].shape[0]
     if torch.compiler.is_compiling():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from helpers import LEARNERS, distance
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta.core import fold
-from fmeta.execution import RetraceWarning
+from fmeta.execution import CompileWarning, RetraceWarning
+from fmeta.execution._straighten import straighten
 
 KEY = fmeta.key(4)
 GRADIENTS = {
@@ -86,7 +89,6 @@ def test_compiled_equals_eager_and_compiles_once(name, gradient, scope):
 
 
 def test_the_same_source_compiles_any_number_of_times():
-    """torch.compile caches by code object: closures of one source would share one cache of eight entries."""
     counter = CompileCounterWithBackend("aot_eager")
     for i in range(12):
         f = fmeta.compile(lambda x, i=i: x * (i + 1), backend=counter)
@@ -171,3 +173,146 @@ def test_the_result_of_a_compiled_step_is_new():
     before = [t.clone() for t in tree_leaves(state)]
     fmeta.compile(trainer.step, backend="aot_eager")(state, sample(KEY))
     assert all(torch.equal(a, b) for a, b in zip(before, tree_leaves(state), strict=True))
+
+
+# ---- what a graph is, and what it is not -------------------------------------------------------
+
+
+def quick(function):
+    return fmeta.compile(function, backend="aot_eager")
+
+
+def test_what_is_no_tensor_is_a_constant_and_another_value_another_graph():
+    f = quick(lambda x, options: {"x": x * options["times"], "times": options["times"]})
+    x = torch.ones(2)
+    assert f(x, {"times": 2})["x"].tolist() == [2, 2]
+    with pytest.warns(RetraceWarning, match=r"argument 1\.times from 2 to 3"):
+        assert f(x, {"times": 3})["times"] == 3
+    with pytest.warns(RetraceWarning, match=r"argument 1\.times from 3 to 3.0"):
+        assert isinstance(f(x, {"times": 3.0})["times"], float)
+    assert f(x, {"times": 2})["x"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("change", ["layout", "structure", "gradient mode", "default type", "autocast"])
+def test_whatever_else_changes_is_noticed(change):
+    def f(x):
+        x = x[0]
+        return (x @ x).sum() + torch.zeros(()), x.stride(0), torch.is_grad_enabled()
+
+    compiled, x = quick(f), torch.arange(6.0).reshape(2, 3)[:, :2]
+    compiled((x,))
+    inputs = {"layout": (x.clone(),), "structure": [x]}.get(change, (x,))
+    before = torch.get_default_dtype()
+    try:
+        if change == "default type":
+            torch.set_default_dtype(torch.float64)
+        with (
+            torch.set_grad_enabled(change != "gradient mode"),
+            torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"),
+        ):
+            with pytest.warns(RetraceWarning):
+                found = compiled(inputs)
+            expected = f(inputs)
+    finally:
+        torch.set_default_dtype(before)
+    assert found[1:] == expected[1:]
+    assert found[0].dtype == expected[0].dtype
+    assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("odd", [torch.ones(2).numpy(), {1, 2}, object()])
+def test_arguments_and_results_that_are_neither_tensors_nor_plain_run_eager(odd):
+    with pytest.warns(CompileWarning, match=rf"an argument holds a {type(odd).__name__}; expected tensors and plain"):
+        assert quick(lambda x, y: x + 1)(torch.ones(1), odd) == 2
+    with pytest.warns(CompileWarning, match=rf"its result holds a {type(odd).__name__}"):
+        assert quick(lambda x: (x, odd))(torch.ones(1))[1] is odd
+
+
+@pytest.mark.parametrize("where", ["argument", "closure"])
+def test_a_gradient_is_never_lost(where):
+    w = torch.ones(2, requires_grad=True)
+    f = quick(lambda x: (w * x).sum() if where == "closure" else (x * x).sum())
+    x = torch.ones(2, requires_grad=where == "argument")
+    with pytest.warns(CompileWarning, match="its result requires grad; expected a function that takes its derivatives"):
+        f(x).backward()
+    assert (w if where == "closure" else x).grad is not None
+    with torch.no_grad():
+        assert not quick(lambda x: w * x)(x).requires_grad
+
+
+def test_seen_from_outside_it_is_the_function_itself():
+    f, x = quick(lambda x: (x**3).sum()), torch.tensor([1.0, 2.0])
+    f(x)
+    assert torch.func.grad(f)(x).tolist() == [3, 12]
+    assert torch.func.vmap(f)(x[:, None]).tolist() == [1, 8]
+    assert fmeta.compile(lambda x: f(x) + 1, backend="aot_eager")(x) == 10
+    square = quick(lambda x: x @ x)
+    square(torch.eye(3))
+    with FlopCounterMode(display=False) as counter:
+        square(torch.eye(3))
+    assert counter.get_total_flops() == 54
+
+
+def test_a_buffer_that_is_closed_over_is_read_at_every_call():
+    buffer = torch.ones(2)
+    f = quick(lambda x: x + buffer)
+    f(torch.ones(2))
+    buffer.fill_(5.0)
+    assert f(torch.ones(2)).tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize(
+    "form", ["(ab)'", "a'b'", "(a'b')'", "((ab)')'", "(ab)' and ab", "(ab')' view", "sum of (ab)'"]
+)
+def test_straightened_products_are_the_same_products(batch, form):
+    a, b = torch.randn(*batch, 4, 5, dtype=torch.float64), torch.randn(*batch, 5, 4, dtype=torch.float64)
+    function = {
+        "(ab)'": lambda a, b: (a @ b).mT,
+        "a'b'": lambda a, b: a.mT @ b.mT,
+        "(a'b')'": lambda a, b: (a.mT @ b.mT).mT * 2,
+        "((ab)')'": lambda a, b: (a @ b).mT.mT + 1,
+        "(ab)' and ab": lambda a, b: ((a @ b).mT, a @ b),
+        "(ab')' view": lambda a, b: (a @ b).mT.reshape(-1),
+        "a'b' view": lambda a, b: (a.mT @ b.mT).reshape(-1),
+        "as it lies": lambda a, b: (a @ b).mT.as_strided((4, 4), (4, 1)),
+        "sum of (ab)'": lambda a, b: (a @ b).mT.sum(0),
+    }[form]
+    graph = make_fx(function, tracing_mode="fake")(a, b)
+    straighten(graph)
+    for found, expected in zip(tree_leaves(graph(a, b)), tree_leaves(function(a, b)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    transposed = [n for n in graph.graph.nodes if n.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int)]
+    assert len(transposed) <= 2
+
+
+def test_straightened_products_read_their_operands_before_these_are_written_to():
+    def function(a, b):
+        a = a.clone()
+        product = a @ b
+        a.mul_(0.0)
+        turned = product.mT
+        turned.add_(1.0)
+        return turned, a.mT @ b.mT
+
+    a, b = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
+    graph = make_fx(function, tracing_mode="fake")(a, b)
+    straighten(graph)
+    for found, expected in zip(graph(a, b), function(a, b), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_derivatives_of_a_linear_layer_have_no_transposed_results():
+    """What the rewriting is for: sums over tasks and updates read the gradient of a weight as it lies."""
+    learner = fmeta.maml(fmeta.models.mlp([1, 8, 8, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    fmeta.compile(fmeta.meta_grad(learner), backend=backend)(learner.init(KEY), fmeta.tasks.sinusoid()(KEY, 3))
+    products = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+    for node in seen[0].graph.nodes:
+        if node.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int):
+            assert node.args[0].target not in products or len(node.args[0].users) > 1

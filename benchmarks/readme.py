@@ -112,6 +112,10 @@ def _milliseconds(row):
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
+def _times(row):
+    return f"{row['times fmeta']:.0f}" if row["times fmeta"] >= 10 else f"{row['times fmeta']:.2g}"
+
+
 def peer_lines():
     """A table of times over fmeta's, one column for each problem."""
     runs = [run for key in ("sinusoid-1", "sinusoid-5", "conv4", "omniglot") if (run := load(f"peers-{key}"))]
@@ -119,8 +123,8 @@ def peer_lines():
         return
     yield ""
     yield (
-        "One second-order meta-gradient, the same to 1e-8 in float64 in every library, on two CPU cores: milliseconds "
-        "(times fmeta's) in float32, median of one run by `benchmarks/peers.py`."
+        "One second-order meta-gradient, the same to 1e-8 in float64 in every library, on two CPU cores (one for the "
+        "sinusoid): milliseconds (times fmeta's) in float32, median of one run by `benchmarks/peers.py`."
     )
     yield ""
     yield "| | " + " | ".join(run["work"] for run in runs) + " |"
@@ -129,7 +133,7 @@ def peer_lines():
         cells = []
         for run in runs:
             row = run["peers"].get(peer)
-            cells.append(f"{_milliseconds(row)} ({row['times fmeta']:.2g})" if row else "–")
+            cells.append(f"{_milliseconds(row)} ({_times(row)})" if row else "–")
         yield f"| {peer} | " + " | ".join(cells) + " |"
     for label in ("cold seconds", "warm seconds"):
         cells = [f"{run['peers']['fmeta'][label]:.0f} s" if label in run["peers"]["fmeta"] else "–" for run in runs]

@@ -8,12 +8,30 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 import fmeta
 from fmeta import Learner
+from fmeta.core import fold, normal, permutation
 from fmeta.testing import distance, random_classification, random_regression
 
-__all__ = ["F64", "LEARNERS", "Row", "distance", "labelled", "loop_meta_grad", "regressor", "vectors"]
+__all__ = [
+    "F64",
+    "LEARNERS",
+    "STEPPING",
+    "Row",
+    "distance",
+    "drawn",
+    "labelled",
+    "loop_meta_grad",
+    "regressor",
+    "vectors",
+]
 
 F64 = torch.float64
 vectors, labelled = random_regression, random_classification
+
+
+def drawn(key, counts, shape=(4,)):
+    """Examples of one task with so many of each class, in random order."""
+    y = torch.cat([torch.full((count,), c) for c, count in enumerate(counts)])
+    return fmeta.Examples(normal(fold(key, 1), (len(y), *shape), F64), y[permutation(fold(key, 2), len(y))])
 
 
 def regressor(inputs=2, width=8, outputs=1):
@@ -94,11 +112,27 @@ def learners():
             PADDING,
         ),
         "imaml": Row(fmeta.imaml(net, fmeta.mse, damping=2.0, optimizer=fmeta.sgd(0.2), steps=4), vectors),
+        "protonet": Row(fmeta.protonet(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3), labelled),
+        "protonet-cosine": Row(
+            fmeta.protonet(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, distance="cosine"), labelled
+        ),
+        "matching": Row(fmeta.matching(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, scale=3.0), labelled),
+        "matching-context": Row(
+            fmeta.matching(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, full_context=5, reads=2), labelled
+        ),
+        "relation": Row(
+            fmeta.relation(
+                fmeta.models.mlp([4, 8, 5], torch.tanh, F64), fmeta.models.mlp([10, 6, 1], torch.tanh, F64), ways=3
+            ),
+            labelled,
+        ),
+        "ridge": Row(fmeta.ridge(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, damping=1.0), labelled),
         "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors),
     }
 
 
 LEARNERS = learners()
+STEPPING = {name: row.learner.inner.steps for name, row in LEARNERS.items() if row.learner.inner is not None}
 EXACT = {"unrolled": fmeta.unrolled, "adjoint": fmeta.adjoint}
 
 

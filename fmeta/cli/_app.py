@@ -158,7 +158,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _conclude(run: Run, learner: Learner, meta: Tree, metric: str) -> None:
-    result = _test(run.recipe, learner, meta, run.recipe.eval_tasks, run.recipe.eval_steps)
+    result = _test(run.recipe, learner, meta, run.recipe.eval_tasks)
     (run.folder / "evaluation.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
     plot = run.folder / "adaptation.png"
     if metric == "loss":
@@ -169,7 +169,9 @@ def _conclude(run: Run, learner: Learner, meta: Tree, metric: str) -> None:
     _say(f"plot: {plot}")
 
 
-def _test(recipe: Recipe, learner: Learner, meta: Tree, tasks: int, steps: tuple[int, ...]) -> Evaluation:
+def _test(recipe: Recipe, learner: Learner, meta: Tree, tasks: int, steps: tuple[int, ...] | None = None) -> Evaluation:
+    if steps is None and learner.inner is not None:
+        steps = recipe.eval_steps
     return evaluate(learner, meta, recipe.test_tasks(tasks), steps=steps, protocol=recipe.facts())
 
 
@@ -182,10 +184,9 @@ def _evaluate(arguments: list[str]) -> None:
     learner = recipe.build_learner()
     meta = load_checkpoint(_chosen(run.folder / "checkpoints", options.checkpoint), _like(recipe, learner)).meta
     tasks = options.tasks if options.tasks is not None else recipe.eval_tasks
-    steps = options.steps if options.steps is not None else recipe.eval_steps
     if tasks < 2:
         raise InputError(f"evaluate(tasks={tasks}): expected at least 2, for an interval")
-    result = _test(recipe, learner, meta, tasks, steps)
+    result = _test(recipe, learner, meta, tasks, options.steps)
     if options.json:
         print(json.dumps(result.summary()))
     else:

@@ -18,6 +18,7 @@ from fmeta.execution import Scope
 from fmeta.learners import append
 from fmeta.tasks import Sampler
 
+_COMPARING = ("protonet", "matching", "relation", "ridge")
 _VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
 
 
@@ -37,8 +38,9 @@ class Recipe(ABC):
     """The choices every recipe has."""
 
     learner: Literal[
-        "maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "imaml", "protomaml", "maml_plus_plus", "meta_curvature"
-    ] = "maml"
+        "maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "imaml", "protomaml", "maml_plus_plus",
+        "meta_curvature", "protonet", "matching", "relation", "ridge",
+    ] = "maml"  # fmt: skip
     """algorithm"""
     gradient: Literal[
         "auto", "unrolled", "adjoint", "truncated", "first_order", "difference", "implicit", "evolution"
@@ -177,12 +179,24 @@ class Recipe(ABC):
         """How cavia's context enters the model."""
         return append
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the learner takes a network without a head."""
+        return self.learner in ("protomaml", *_COMPARING)
+
+    def comparing(self) -> dict[str, Any]:
+        """Options of the learners that compare with the support set, at hand for classes only."""
+        raise InputError(f"recipe {self.name}(learner={self.learner!r}): it needs classes; expected another learner")
+
     def each_step(self) -> dict[str, str]:
         """The parameters that maml_plus_plus learns for each step, where they are not the default."""
         return {"each_step": ""}
 
     # parts
     def build_learner(self) -> Learner:
+        model = fmeta.with_precision(self.model(), self.precision, self.where())
+        if self.learner in _COMPARING:
+            return getattr(fmeta, self.learner)(model, **self.comparing())
         kind: dict[str, Any] = {"steps": self.inner_steps, **self.losses()}
         own: dict[str, dict[str, Any]] = {
             "meta_sgd": {"lr": self.inner_lr},
@@ -195,7 +209,6 @@ class Recipe(ABC):
         }
         if self.learner not in ("meta_sgd", "maml_plus_plus"):
             kind["optimizer"] = self.inner()
-        model = fmeta.with_precision(self.model(), self.precision, self.where())
         return getattr(fmeta, self.learner)(model, **kind, **own.get(self.learner, {}))
 
     def inner(self) -> Optimizer:

@@ -33,8 +33,8 @@ class Sinusoid(Recipe):
         return sinusoid(shots=self.shots, query=self.query if split == "train" else 100)
 
     def model(self) -> Model:
-        if self.learner == "protomaml":
-            raise InputError("recipe sinusoid(learner='protomaml'): it needs classes; expected another learner")
+        if self.encodes:
+            self.comparing()  # refuses
         return fmeta.models.mlp([1 + (self.context if self.learner == "cavia" else 0), *self.hidden, 1])
 
 
@@ -54,6 +54,10 @@ class Omniglot(Recipe):
     """channels of Conv4"""
     norm: Literal["batch", "group", "none"] = "batch"
     """normalisation in Conv4; batch uses the statistics of the present batch, in test too (transductive)"""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """what protonet compares by"""
+    full_context: bool = False
+    """full context embeddings of matching"""
     iterations: int = 60_000
     meta_batch: int = 32
     shots: int = 1
@@ -71,11 +75,21 @@ class Omniglot(Recipe):
         return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
 
     def model(self) -> Model:
-        ways = None if self.learner == "protomaml" else self.ways
+        ways = None if self.encodes else self.ways
         channels = 1 + self.context if self.learner == "cavia" else 1
         if self.network == "conv2":
             return fmeta.models.conv2(ways, channels=channels)
         return fmeta.models.conv4(ways, channels=channels, form=self.network, width=self.width, norm=self.norm)
+
+    def comparing(self) -> dict[str, Any]:
+        metrics, features = {"accuracy": fmeta.accuracy}, 128 if self.network == "conv2" else self.width
+        own: dict[str, dict[str, Any]] = {
+            "protonet": {"distance": self.distance},
+            "matching": {"full_context": features if self.full_context else None},
+            "relation": {"comparison": fmeta.models.mlp([2 * features, 64, 1])},
+            "ridge": {},
+        }
+        return {"ways": self.ways, "metrics": metrics, **own[self.learner]}
 
     def condition(self) -> Callable[[Any, torch.Tensor], Any]:
         """As constant channels beside the image's."""

@@ -1,4 +1,4 @@
-"""What the learners with an inner loop share."""
+"""What the learners share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fmeta.core._checks import InputError, check_counts, check_model, check_opti
 from fmeta.core._inner import descend
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
+from fmeta.gradients import unrolled
 
 Metrics = Mapping[str, Loss]
 
@@ -33,6 +34,24 @@ def gradient_based(
 ) -> Learner:
     """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
     check_counts(name, steps=inner.steps)
+    return Learner(init, descend(inner), predict, _judged(name, predict, loss, metrics), inner, gradient, name)
+
+
+def encoder_based(
+    name: str,
+    init: Callable[[Tensor], Tree],
+    adapt: Callable[[Tree, Examples, Tree], Tree],
+    predict: Callable[[Tree, Tree, Tree], Tree],
+    loss: Loss,
+    metrics: Metrics | None,
+) -> Learner:
+    """A learner that adapts in one pass over the support set, without an inner loop; judged as `gradient_based`."""
+    return Learner(init, adapt, predict, _judged(name, predict, loss, metrics), None, unrolled(), name)
+
+
+def _judged(
+    name: str, predict: Callable[[Tree, Tree, Tree], Tree], loss: Loss, metrics: Metrics | None
+) -> Callable[[Tree, Tree, Examples], tuple[Tensor, dict[str, Tensor]]]:
     for taken in ("loss", "residual", "inner_gradient"):
         if taken in (metrics or {}):
             raise InputError(f"{name}(metrics=…): a metric is called {taken!r}, which fmeta reports itself; rename it")
@@ -43,7 +62,7 @@ def gradient_based(
         reported = {n: weighted_mean(m(prediction, query.y), query.weight, n) for n, m in (metrics or {}).items()}
         return value, reported
 
-    return Learner(init, descend(inner), predict, query_loss, inner, gradient, name)
+    return query_loss
 
 
 def adapt_part(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core._checks import InputError, check_labels, check_model, check_optimizer, hidden
+from fmeta.core._checks import check_model, check_optimizer
 from fmeta.core._losses import cross_entropy, weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
+from fmeta.learners._classes import check_ways, prototypes
 from fmeta.learners._parts import Metrics, forward, gradient_based
 
 
@@ -49,8 +49,7 @@ def protomaml(
     """
     check_model("protomaml", encoder)
     check_optimizer("protomaml", optimizer)
-    if ways < 2:
-        raise InputError(f"protomaml(ways={ways}): expected at least 2 classes")
+    check_ways("protomaml", ways)
 
     def start(meta: Tree, support: Examples) -> ProtoMAMLFast:
         means = prototypes("protomaml", encoder.apply(meta, support.x), support, ways)
@@ -68,27 +67,3 @@ def protomaml(
 
     inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
     return gradient_based("protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled())
-
-
-def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> Tensor:
-    """The mean features of each class, `[example, feature]` -> `[way, feature]`, by the examples' weights.
-
-    A class without support examples is an error in eager mode, and NaN (which stops `fit`) inside a compiled function.
-    """
-    if features.ndim != 2:
-        raise InputError(
-            f"{call}: the encoder gave shape {list(features.shape)}; expected [example, feature]; flatten or pool it"
-        )
-    check_labels(call, support.y, ways, len(features))
-    member = F.one_hot(support.y.to(torch.int64), ways).to(features.dtype)
-    if isinstance(support.weight, Tensor):
-        member = member * support.weight[:, None].to(features.dtype)
-    count = member.sum(0)
-    if not hidden(count):
-        held = torch.func.debug_unwrap(count)
-        if bool((held == 0).any()):
-            raise InputError(
-                f"{call}: a class of 0 .. {ways - 1} has no support example; expected every class in every support "
-                "set; set ways to the classes of a task"
-            )
-    return (member.T @ features) / count[:, None]

@@ -581,6 +581,32 @@ def test_omniglot_trains_and_evaluates(omniglot_dir, tmp_path, capfd):
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--learner", "protonet", "--distance", "cosine"],
+        ["--learner", "matching", "--full-context"],
+        ["--learner", "relation", "--network", "conv2"],
+        ["--learner", "ridge"],
+    ],
+)
+def test_learners_without_an_inner_loop_train_and_evaluate(omniglot_dir, tmp_path, capfd, options):
+    run, small = tmp_path / "run", ["--iterations", "2", "--meta-batch", "2", "--width", "4", "--ways", "3"]
+    more = ["--eval-tasks", "3", "--compile", "none", "--data-dir", str(omniglot_dir), "--run-dir", str(run)]
+    assert main(["train", "omniglot", *options, *small, *more]) == 0
+    trained = json.loads((run / "evaluation.json").read_text())
+    assert trained["steps"] == [0]
+    capfd.readouterr()
+    assert main(["evaluate", str(run), "--tasks", "3", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["accuracy"] == trained["accuracy"]
+
+
+def test_learners_that_compare_classes_are_refused_for_regression(tmp_path, fails):
+    message = fails("train", "sinusoid", "--learner", "protonet", "--run-dir", tmp_path / "run")
+    assert "recipe sinusoid(learner='protonet'): it needs classes" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_omniglot_without_its_data_names_the_folder_and_makes_no_run(tmp_path, fails):
     (tmp_path / "empty").mkdir()
     message = fails("train", "omniglot", "--data-dir", tmp_path / "empty", "--run-dir", tmp_path / "run")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import LEARNERS, distance
+from helpers import LEARNERS, STEPPING, distance
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -32,7 +32,7 @@ STAGES = {  # whatever the inner steps
     "multi-step": 5,
 }  # fmt: skip
 SAME_SHAPE = [n for n in LEARNERS if n.startswith("maml-") or n in ("maml", "reptile", "imaml")]
-THREE_STEPS = [n for n, row in LEARNERS.items() if row.learner.inner.steps == 3]
+THREE_STEPS = [n for n, steps in STEPPING.items() if steps == 3]
 COVERING = {  # every learner, every meta-gradient and both scopes at least once
     ("maml", "truncated", "step"),
     ("maml-adam", "adjoint", "step"),
@@ -51,6 +51,12 @@ COVERING = {  # every learner, every meta-gradient and both scopes at least once
     ("maml_plus_plus", "multi-step", "step"),
     ("imaml", "implicit", "step"),
     ("imaml", "implicit", "whole"),
+    ("protonet", "unrolled", "whole"),
+    ("protonet-cosine", "unrolled", "step"),
+    ("matching", "unrolled", "whole"),
+    ("matching-context", "unrolled", "whole"),
+    ("relation", "evolution", "whole"),
+    ("ridge", "unrolled", "whole"),
 }
 
 
@@ -58,7 +64,7 @@ def combinations():
     for name in LEARNERS:
         for gradient in GRADIENTS:
             fits = {"difference": name in SAME_SHAPE, "implicit": name == "imaml", "multi-step": name in THREE_STEPS}
-            if not fits.get(gradient, True):
+            if not fits.get(gradient, name in STEPPING or gradient in ("unrolled", "evolution")):
                 continue
             for scope in ("whole", "step"):
                 quick = (name, gradient, scope) in COVERING

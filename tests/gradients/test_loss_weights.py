@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import LEARNERS, regressor, vectors
+from helpers import LEARNERS, STEPPING, regressor, vectors
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_map
 
@@ -13,7 +13,7 @@ from fmeta.core import fold
 from fmeta.testing import distance
 
 KEY = fmeta.key(11)
-STEPPING = [n for n in sorted(LEARNERS) if LEARNERS[n].learner.inner.steps > 1]
+SEVERAL = sorted(n for n, steps in STEPPING.items() if steps > 1)
 WAYS = {
     "unrolled": fmeta.unrolled,
     "adjoint": fmeta.adjoint,
@@ -48,7 +48,7 @@ def drawn_weights(steps):
 
 
 @pytest.mark.parametrize("way", ["unrolled", "adjoint", "first_order"])
-@pytest.mark.parametrize("name", STEPPING)
+@pytest.mark.parametrize("name", SEVERAL)
 def test_it_is_the_weighted_sum_over_learners_that_stop_earlier(name, way):
     learner, meta, tasks = setup(name)
     weights = drawn_weights(learner.inner.steps)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import F64, labelled
+from helpers import F64, drawn, labelled
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import Examples, Task
-from fmeta.core import fold, normal, permutation
+from fmeta.core import fold
 from fmeta.testing import distance
 
 KEY = fmeta.key(23)
@@ -20,15 +20,8 @@ def protomaml(encoder=ENCODER, steps=2, **more):
     return fmeta.protomaml(encoder, ways=WAYS, optimizer=fmeta.sgd(0.1), steps=steps, **more)
 
 
-def drawn(number, counts, shape=(4,)):
-    """Examples with so many of each class, in random order."""
-    y = torch.cat([torch.full((count,), c) for c, count in enumerate(counts)])
-    order = permutation(fold(KEY, 100 + number), len(y))
-    return Examples(normal(fold(KEY, number), (len(y), *shape), F64), y[order])
-
-
 META = ENCODER.init(KEY)
-SUPPORT, QUERY = drawn(1, [4, 1, 2]), drawn(2, [3, 3, 3])
+SUPPORT, QUERY = drawn(fold(KEY, 1), [4, 1, 2]), drawn(fold(KEY, 2), [3, 3, 3])
 
 
 def first_logits(learner, meta, support, x):
@@ -61,7 +54,7 @@ def padded(support):
 
 SUPPORTS = {
     "plain": SUPPORT,
-    "one shot": drawn(3, [1, 1, 1]),
+    "one shot": drawn(fold(KEY, 3), [1, 1, 1]),
     "padded": padded(SUPPORT),
     "weighted": SUPPORT._replace(weight=torch.tensor([0.3, 1.0, 2.0, 0.1, 0.7, 1.5, 0.2], dtype=F64)),
 }
@@ -142,9 +135,9 @@ def test_the_meta_gradient_passes_through_the_prototypes():
 
 def test_it_works_on_a_convolutional_encoder():
     encoder = fmeta.models.conv4(None, width=4, size=16, activation=torch.tanh, dtype=F64)
-    learner, support = protomaml(encoder), drawn(5, [2, 2, 2], (1, 16, 16))
+    learner, support = protomaml(encoder), drawn(fold(KEY, 5), [2, 2, 2], (1, 16, 16))
     meta = learner.init(KEY)
-    x = drawn(6, [1, 1, 1], (1, 16, 16)).x
+    x = drawn(fold(KEY, 6), [1, 1, 1], (1, 16, 16)).x
     assert not any(name.startswith("head") for name in meta)
     expected = -distances(support, x, encoder, meta)
     assert distance(up_to_a_constant(first_logits(learner, meta, support, x)), up_to_a_constant(expected)) < 1e-10

@@ -1,0 +1,75 @@
+"""Relation networks: a learned comparison in place of a distance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmeta.core._checks import InputError, check_labels, check_model
+from fmeta.core._random import fold
+from fmeta.core._types import Examples, Learner, Loss, Model, Tree
+from fmeta.learners._classes import check_ways, membership
+from fmeta.learners._parts import Metrics, encoder_based
+
+
+class RelationParams(NamedTuple):
+    encoder: Tree
+    comparison: Tree
+
+
+def one_hot_error(scores: Tensor, y: Tensor) -> Tensor:
+    """Σₙ (scoreₙ − [y = n])², `[example, way]`, integer `[example]` -> `[example]`: the loss of relation networks."""
+    check_labels("one_hot_error", y, scores.shape[-1], len(scores))
+    return ((scores - F.one_hot(y.to(torch.int64), scores.shape[-1]).to(scores.dtype)) ** 2).sum(-1)
+
+
+def relation(
+    encoder: Model,
+    comparison: Model,
+    loss: Loss = one_hot_error,
+    *,
+    ways: int,
+    metrics: Metrics | None = None,
+) -> Learner:
+    """Relation networks (Sung et al. 2018, https://arxiv.org/abs/1711.06025).
+
+        scoreₙ(x) = σ(comparison([Σ of encoder over the support of class n, encoder(x)]))
+
+    trained by the squared error Σₙ (scoreₙ − [y = n])².
+
+    Args:
+        encoder: `x -> [example, channel, ...]`: feature maps, or features.
+        comparison: `[pair, 2·channel, ...] -> [pair, 1]`, before the σ; class and example are side by side in the
+            channels.
+        loss: `(scores, y) -> [example]` (or a mean); the scores are in (0, 1).
+        ways: N, classes of a task, each with support examples. `fast` is their summed features, `[way, channel, ...]`.
+        metrics: more functions to report on the query, by name.
+    """
+    check_model("relation", encoder)
+    check_model("relation", comparison)
+    check_ways("relation", ways)
+
+    def init(key: Tensor) -> RelationParams:
+        return RelationParams(encoder.init(fold(key, 0)), comparison.init(fold(key, 1)))
+
+    def adapt(meta: RelationParams, support: Examples, key: Tree) -> Tensor:
+        features = encoder.apply(meta.encoder, support.x)
+        member = membership("relation", support, ways, features.dtype)
+        return (member.mT @ features.flatten(1)).unflatten(1, features.shape[1:])
+
+    def predict(fast: Tensor, meta: RelationParams, x: Tree) -> Tensor:
+        features = encoder.apply(meta.encoder, x)
+        shape = (len(features), ways, *features.shape[1:])
+        pairs = torch.cat([fast.expand(shape), features[:, None].expand(shape)], 2).flatten(0, 1)
+        scores = comparison.apply(meta.comparison, pairs)
+        if scores.shape != (len(pairs), 1):
+            raise InputError(
+                f"relation: comparison gave {list(scores.shape)} for {len(pairs)} pairs; expected one score for each, "
+                f"[{len(pairs)}, 1]"
+            )
+        return scores.view(-1, ways).sigmoid()
+
+    return encoder_based("relation", init, adapt, predict, loss, metrics)

@@ -1,0 +1,70 @@
+"""R2-D2: a ridge regression on learned features, solved in closed form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fmeta.core._checks import InputError, check_model
+from fmeta.core._losses import cross_entropy
+from fmeta.core._types import Examples, Learner, Loss, Model, Tree
+from fmeta.learners._classes import check_features, check_ways, membership
+from fmeta.learners._parts import Metrics, encoder_based
+
+
+class RidgeParams(NamedTuple):
+    encoder: Tree
+    log_damping: Tensor  # [] log λ
+    scale: Tensor  # [] α
+    bias: Tensor  # [] β
+
+
+def ridge(
+    encoder: Model, loss: Loss = cross_entropy, *, ways: int, damping: float = 50.0, metrics: Metrics | None = None
+) -> Learner:
+    """R2-D2 (Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136).
+
+        W = (XᵀX + λI)⁻¹XᵀY = Xᵀ(XXᵀ + λI)⁻¹Y,    logits(x) = α·[encoder(x), 1]W + β
+
+    X is the support's features beside a 1, Y its one-hot labels. λ, α and β are learned with the encoder. Of the two
+    forms, equal by Woodbury's identity, the one with the smaller matrix is solved.
+
+    Args:
+        encoder: `x -> [example, feature]`, such as `conv4(None)`.
+        loss: `(logits, y) -> [example]` (or a mean).
+        ways: N, classes of a task, each with support examples. `fast` is W, `[feature + 1, way]`.
+        damping: λ before training, positive.
+        metrics: more functions to report on the query, by name.
+    """
+    check_model("ridge", encoder)
+    check_ways("ridge", ways)
+    if not 0.0 < damping < float("inf"):
+        raise InputError(f"ridge(damping={damping}): expected a positive number")
+
+    def init(key: Tensor) -> RidgeParams:
+        params = encoder.init(key)
+        like = tree_leaves(params)[0]
+        return RidgeParams(params, like.new_full((), damping).log(), like.new_ones(()), like.new_zeros(()))
+
+    def features(meta: RidgeParams, x: Tree) -> Tensor:
+        found = check_features("ridge", encoder.apply(meta.encoder, x))
+        return torch.cat([found, torch.ones_like(found[:, :1])], -1)
+
+    def adapt(meta: RidgeParams, support: Examples, key: Tree) -> Tensor:
+        x = features(meta, support.x)
+        y = membership("ridge", support, ways, x.dtype)
+        if isinstance(support.weight, Tensor):  # each row counts by its weight: √w on both sides
+            root = support.weight.to(x.dtype).sqrt()[:, None]
+            x, y = root * x, torch.where(root > 0, y / root.clamp_min(1e-30), 0.0)
+        damped = meta.log_damping.exp() * torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
+        if x.shape[0] < x.shape[1]:
+            return x.mT @ torch.linalg.solve(x @ x.mT + damped, y)
+        return torch.linalg.solve(x.mT @ x + damped, x.mT @ y)
+
+    def predict(fast: Tensor, meta: RidgeParams, x: Tree) -> Tensor:
+        return meta.scale * (features(meta, x) @ fast) + meta.bias
+
+    return encoder_based("ridge", init, adapt, predict, loss, metrics)

@@ -108,8 +108,8 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
             check(*args, **keywords)
         run, problem = _attempt(function, name, leaves, structure, backend)
         if run is None:
-            failed = True
             result = function(*args, **keywords)  # bad input ends here, under its own name
+            failed = True
             warnings.warn(problem, CompileWarning, stacklevel=2)
             return result
         graphs[key] = run

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from helpers import LEARNERS, distance
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_map
 
 import fmeta
@@ -157,6 +158,15 @@ def test_bad_input_is_reported_as_itself_and_not_as_a_failure_to_compile():
     grads = fmeta.compile(fmeta.meta_grad(learner), backend="aot_eager")
     with pytest.raises(InputError, match=r"mlp\(\[5, 8, 3\]\): x has shape"):
         grads(learner.init(KEY), sample(KEY))
+
+
+def test_bad_input_does_not_keep_good_input_from_being_compiled():
+    counter = CompileCounterWithBackend("aot_eager")
+    f, x = fmeta.compile(lambda a, b: a @ b, backend=counter), torch.eye(3)
+    with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
+        f(x, torch.ones(2, 2))
+    assert torch.equal(f(x, x), x)
+    assert counter.frame_count == 1
 
 
 # ---- chunks ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from fmeta.core import (
     At,
     Examples,
     GradFn,
+    InContext,
     Info,
     Inner,
     InputError,
@@ -40,7 +41,7 @@ from fmeta.core import (
     trajectory,
     with_precision,
 )
-from fmeta.evaluation import Evaluation, evaluate
+from fmeta.evaluation import Evaluation, adapt_tasks, evaluate
 from fmeta.execution import capture, compile
 from fmeta.gradients import (
     GradientReport,
@@ -61,10 +62,13 @@ from fmeta.learners import (
     boil,
     cavia,
     encoder_based,
+    fine_tune,
     gradient_based,
     imaml,
+    in_context,
     maml,
     maml_plus_plus,
+    mann,
     matching,
     meta_curvature,
     meta_sgd,
@@ -74,6 +78,9 @@ from fmeta.learners import (
     relation,
     reptile,
     ridge,
+    starting_from,
+    supervised,
+    task_encoder,
     with_inner,
 )
 from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkpoint, save_checkpoint, trainer
@@ -81,14 +88,15 @@ from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkp
 __version__ = "0.1.0"
 
 __all__ = [
-    "At", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
-    "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Solver", "Task", "TrainState", "Trainer", "accuracy",
-    "adam", "adamw", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad", "chunked",
-    "clip_by_global_norm", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct",
-    "encoder_based", "evaluate", "evolution", "execution", "first_order", "fit", "fold", "from_module",
-    "gradient_based", "imaml", "implicit", "key", "linear_decay", "load_checkpoint", "maml", "maml_plus_plus",
-    "masked", "matching", "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum", "mse", "multi_step",
-    "neumann", "one_hot_error", "per_step", "protomaml", "protonet", "relation", "reptile", "ridge", "rmsprop",
-    "save_checkpoint", "sgd", "split", "step_decay", "tasks", "testing", "trainer", "trajectory", "truncated",
+    "At", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info", "Inner", "InputError",
+    "Learner", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Solver", "Task", "TrainState", "Trainer",
+    "accuracy", "adam", "adamw", "adapt_tasks", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain",
+    "check_meta_grad", "chunked", "clip_by_global_norm", "compile", "convolution", "cosine_decay", "cross_entropy",
+    "difference", "direct", "encoder_based", "evaluate", "evolution", "execution", "fine_tune", "first_order",
+    "fit", "fold", "from_module", "gradient_based", "imaml", "implicit", "in_context", "key", "linear_decay",
+    "load_checkpoint", "maml", "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad",
+    "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann", "one_hot_error", "per_step", "protomaml",
+    "protonet", "relation", "reptile", "ridge", "rmsprop", "save_checkpoint", "sgd", "split", "starting_from",
+    "step_decay", "supervised", "task_encoder", "tasks", "testing", "trainer", "trajectory", "truncated",
     "unrolled", "with_inner", "with_precision",
 ]  # fmt: skip

@@ -44,6 +44,17 @@ class Row(NamedTuple):
     broken: tuple = ()  # laws that it does not promise
 
 
+def beside(outputs):
+    """A perceptron on inputs from which the support set's weighted mean is taken."""
+    net = fmeta.models.mlp([4, 8, outputs], torch.tanh, F64)
+
+    def apply(params, x):
+        weight = x.weight if isinstance(x.weight, torch.Tensor) else torch.ones_like(x.support[:, 0])
+        return net.apply(params, x.x - (weight @ x.support) / weight.sum())
+
+    return fmeta.Model(net.init, apply)
+
+
 PADDING = ("padding changes nothing",)  # broken where dropout draws for all examples, or batch norm sees all
 
 
@@ -127,6 +138,60 @@ def learners():
             labelled,
         ),
         "ridge": Row(fmeta.ridge(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, damping=1.0), labelled),
+        "maml-in-context": Row(
+            fmeta.in_context(fmeta.maml(beside(3), fmeta.cross_entropy, optimizer=fmeta.momentum(0.1), steps=2)),
+            labelled,
+        ),
+        "protonet-in-context": Row(fmeta.in_context(fmeta.protonet(beside(5), ways=3)), labelled),
+        "fine_tune": Row(
+            fmeta.fine_tune(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, optimizer=fmeta.sgd(0.5), steps=3),
+            labelled,
+        ),
+        "fine_tune-all-cosine": Row(
+            fmeta.fine_tune(
+                fmeta.models.mlp([4, 8, 5], torch.tanh, F64),
+                ways=3,
+                adapt="all",
+                head="cosine",
+                optimizer=fmeta.sgd(0.1),
+                steps=3,
+            ),
+            labelled,
+        ),
+        "supervised": Row(
+            fmeta.supervised(fmeta.models.mlp([4, 8, 3], torch.tanh, F64)),
+            lambda key: labelled(key)._replace(support=fmeta.Examples((), ())),
+        ),
+        "mann": Row(
+            fmeta.mann(
+                fmeta.models.mlp([4, 8, 5], torch.tanh, F64),
+                ways=3,
+                features=5,
+                hidden=6,
+                slots=5,
+                cell=3,
+                heads=2,
+                instances=2,
+            ),
+            lambda key: fmeta.tasks.stream(lambda k, count: labelled(k, tasks=count), ways=3)(key, 3),
+            PADDING,
+        ),
+        "task_encoder": Row(
+            fmeta.task_encoder(
+                fmeta.models.mlp([3, 8, 4], torch.tanh, F64),
+                fmeta.models.mlp([2, 8, 8, 1], torch.tanh, F64, film=4),
+                fmeta.mse,
+            ),
+            vectors,
+        ),
+        "task_encoder-classes": Row(
+            fmeta.task_encoder(
+                fmeta.models.mlp([4, 8, 2], torch.tanh, F64),
+                fmeta.models.mlp([4, 8, 5], torch.tanh, F64, film=2),
+                ways=3,
+            ),
+            labelled,
+        ),
         "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors),
     }
 

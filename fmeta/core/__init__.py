@@ -37,6 +37,7 @@ from fmeta.core._types import (
     At,
     Examples,
     GradFn,
+    InContext,
     Info,
     Inner,
     Learner,
@@ -50,11 +51,11 @@ from fmeta.core._types import (
 )
 
 __all__ = [
-    "At", "Examples", "GradFn", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model", "Optimizer",
-    "Precision", "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg", "chain",
-    "check_counts", "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks", "choice",
-    "choices", "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager", "fastest",
-    "fold", "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest", "neumann",
-    "normal", "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd", "split",
-    "step_decay", "trajectory", "uniform", "with_precision",
+    "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
+    "Optimizer", "Precision", "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg",
+    "chain", "check_counts", "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks",
+    "choice", "choices", "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager",
+    "fastest", "fold", "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest",
+    "neumann", "normal", "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd",
+    "split", "step_decay", "trajectory", "uniform", "with_precision",
 ]  # fmt: skip

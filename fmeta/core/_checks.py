@@ -86,6 +86,8 @@ def check_tasks(call: str, tasks: Task) -> int:
                     "axis; for a single task add one with torch.utils._pytree.tree_map(lambda t: t[None], task)"
                 )
             counts[where], lengths[where] = leaf.shape[0], leaf.shape[1]
+        if name == "support" and not lengths:
+            continue  # a stream: the learner that needs a support set says so
         if f"{name}.x" not in lengths or f"{name}.y" not in lengths:
             raise InputError(f"{call}: tasks.{name} lacks x or y; expected fmeta.Examples(x, y) of tensors")
         if 0 in lengths.values():
@@ -100,7 +102,7 @@ def check_tasks(call: str, tasks: Task) -> int:
             f"{call}: {_listed(counts, 'tasks')}; expected the same leading task axis, at least 1, on every leaf; "
             "stack whole tasks along a new first axis"
         )
-    return counts["support.x"]
+    return counts["query.x"]
 
 
 def check_meta(call: str, meta: Tree) -> None:

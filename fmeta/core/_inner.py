@@ -34,6 +34,8 @@ def at_step(index: Tensor, task_key: Tree) -> At:
 
 def begin(inner: Inner, meta: Tree, support: Examples) -> tuple[Tree, Tree]:
     """The fast weights and the optimizer's state before the first step."""
+    if not tree.tree_leaves(support):
+        raise InputError("adaptation: the task has no support set; expected one to take inner steps on")
     fast = inner.start(meta, support)
     return fast, inner.optimizer(meta).init(fast)
 

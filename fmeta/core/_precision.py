@@ -59,8 +59,8 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
 
     noisy = model.noisy
     if noisy is None:
-        return Model(model.init, apply)
-    return Model(model.init, apply, lambda params, x, key: back(noisy(lower(params), lower(x), key), params))
+        return model._replace(apply=apply)
+    return model._replace(apply=apply, noisy=lambda params, x, key: back(noisy(lower(params), lower(x), key), params))
 
 
 def _floating(value: object) -> bool:

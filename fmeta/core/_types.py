@@ -35,6 +35,14 @@ class Task(NamedTuple):
     key: Tree = ()  # int64 []
 
 
+class InContext(NamedTuple):
+    """An input with the support set beside it, for networks that look at both."""
+
+    x: Tree  # leaves [example, ...]
+    support: Tree  # the support set's inputs
+    weight: Tree = ()  # and their weights
+
+
 class At(NamedTuple):
     """Where the inner loop stands: the step's index and its randomness."""
 
@@ -49,6 +57,7 @@ class Model(NamedTuple):
     init: Callable[[Tensor], Tree]  # key -> params
     apply: Callable[[Tree, Tree], Tree]  # params, x [example, ...] -> prediction [example, ...]
     noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> prediction; what dropout trains with
+    calibrate: Callable[[Tree, Tree], Tree] | None = None  # params, x -> params with x's statistics for frozen norms
 
 
 class Optimizer(NamedTuple):

@@ -1,5 +1,6 @@
 """Measuring what adaptation achieves."""
 
+from fmeta.evaluation._adapt import adapt_tasks
 from fmeta.evaluation._evaluate import Evaluation, evaluate
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "adapt_tasks", "evaluate"]

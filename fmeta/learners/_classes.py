@@ -49,17 +49,3 @@ def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> Ten
     """
     member = membership(call, support, ways, check_features(call, features).dtype)
     return (member.mT @ features) / member.sum(0)[:, None]
-
-
-def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
-    """‖x − c‖² of `[example, feature]` and `[way, feature]`: `[example, way]`."""
-    return (x * x).sum(-1, keepdim=True) - 2.0 * (x @ centres.mT) + (centres * centres).sum(-1)
-
-
-def cosines(x: Tensor, others: Tensor) -> Tensor:
-    """x·o/(‖x‖‖o‖) of `[example, feature]` and `[other, feature]`: `[example, other]`."""
-    return unit(x) @ unit(others).mT
-
-
-def unit(x: Tensor) -> Tensor:
-    return x * ((x * x).sum(-1, keepdim=True) + 1e-12).rsqrt()

@@ -1,7 +1,13 @@
 """Networks as `Model` factories."""
 
+from fmeta.core._pool import max_pool2x2
+from fmeta.models._backbone import backbone, replace_layer
 from fmeta.models._conv import conv2, conv4
-from fmeta.models._layers import avg_pool2x2, max_pool2x2
+from fmeta.models._head import with_head
+from fmeta.models._layers import avg_pool2x2
 from fmeta.models._mlp import mlp
+from fmeta.models._resnet import resnet12
 
-__all__ = ["avg_pool2x2", "conv2", "conv4", "max_pool2x2", "mlp"]
+__all__ = [
+    "avg_pool2x2", "backbone", "conv2", "conv4", "max_pool2x2", "mlp", "replace_layer", "resnet12", "with_head",
+]  # fmt: skip

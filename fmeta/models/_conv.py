@@ -8,19 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Model, fold
-from fmeta.models._layers import (
-    Norm,
-    Params,
-    avg_pool2x2,
-    conv3x3,
-    init_layer,
-    init_norm,
-    linear,
-    max_pool2x2,
-    normalize,
-    normalize_pooled,
-)
+from fmeta.core import InputError, Model, Tree, fold
+from fmeta.core._pool import max_pool2x2
+from fmeta.models._layers import Params, avg_pool2x2, check_image, conv3x3, init_layer, linear
+from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalize, normalize_pooled, opened
 
 _POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
 _MONOTONE = (torch.relu, torch.tanh, torch.sigmoid)  # these and max pooling change places
@@ -34,6 +25,7 @@ def conv4(
     channels: int = 1,
     size: int = 28,
     norm: Norm = "batch",
+    film: int | None = None,
     pool: Literal["max", "avg"] = "max",
     activation: Callable[[Tensor], Tensor] = torch.relu,
     dtype: torch.dtype = torch.float32,
@@ -49,18 +41,24 @@ def conv4(
         width: channels of every block; 64 for Omniglot, 32 in MAML's mini-ImageNet.
         channels: of the input.
         size: height and width of the input; at least 16 for "pool".
-        norm: "batch" takes the statistics of the batch it sees, in training and in test (transductive, as MAML does);
-            "group" normalises each example by itself; "none".
+        norm: whose statistics normalise an example.
+            "batch": the batch's that it comes in, in training and in test (transductive, as MAML does).
+            "support": the support set's, which stands beside the example (`fmeta.in_context`): no query sees another.
+            "task": the support set's mixed with the example's own by a learned share α = σ(slope·|support| + offset):
+            TaskNorm-I (Bronskill et al. 2020, https://arxiv.org/abs/2003.03284), in context as "support".
+            "frozen": constants among the parameters, which `calibrate(params, x)` takes from data.
+            "group": the example's own, in groups of 8 channels (Wu & He 2018, https://arxiv.org/abs/1803.08494).
+            "none": nobody's.
+        film: length of an embedding e that comes beside the input, `(x, e)`: every block's output, normalised, is
+            scaled by 1 + γ and shifted by β, both linear in e (Perez et al. 2018, https://arxiv.org/abs/1709.07871).
         pool: "max" or "avg" (smooth, for gradient checks), for the form "pool".
 
-    Parameters are `conv1.weight` … `norm4.bias`, `head.weight`, `head.bias`. Under batch norm, which takes away what
-    the bias of a convolution adds, those biases are not used and their gradient is 0.
+    Parameters are `conv1.weight` … `norm4.bias`, `head.weight`, `head.bias`. Under "batch", which takes away what the
+    bias of a convolution adds, and "frozen", those biases are not used and their gradient is 0.
     """
-    if form not in ("stride", "pool") or norm not in ("batch", "group", "none") or pool not in _POOLS:
-        raise InputError(
-            f"conv4(form={form!r}, norm={norm!r}, pool={pool!r}): expected form 'stride' or 'pool', norm 'batch', "
-            "'group' or 'none', pool 'max' or 'avg'"
-        )
+    check_norm("conv4", norm)
+    if form not in ("stride", "pool") or pool not in _POOLS:
+        raise InputError(f"conv4(form={form!r}, pool={pool!r}): expected form 'stride' or 'pool', pool 'max' or 'avg'")
     if form == "pool" and size < 16:
         raise InputError(f"conv4(form='pool', size={size}): four poolings leave nothing; expected size >= 16")
     features = width if form == "stride" else width * (size // 16) ** 2
@@ -69,24 +67,36 @@ def conv4(
         params: Params = {}
         for i in range(1, 5):
             params |= init_layer(fold(key, i), f"conv{i}", (width, channels if i == 1 else width, 3, 3), dtype)
-            if norm != "none":
-                params |= init_norm(key, f"norm{i}", width, dtype)
+            params |= init_norm(fold(key, 10 + i), f"norm{i}", width, dtype, norm, film)
         return params if ways is None else params | init_layer(fold(key, 5), "head", (ways, features), dtype)
 
-    def apply(params: Params, x: Tensor) -> Tensor:
-        _check_image("conv4", x, channels, size)
+    def features_of(params: Params, x: Tensor, how: Normalising) -> Tensor:
+        check_image("conv4", x, channels, size)
+        early = form == "pool" and pool == "max" and activation in _MONOTONE
+        bias, stride = how.policy not in ("batch", "frozen"), 2 if form == "stride" else 1
         for i in range(1, 5):
-            x = conv3x3(params, f"conv{i}", x, stride=2 if form == "stride" else 1, bias=norm != "batch")
-            if form == "pool" and pool == "max" and activation in _MONOTONE and norm == "batch":
+            x = conv3x3(
+                params, f"conv{i}", x, stride=2 if form == "stride" else 1, bias=how.policy not in ("batch", "frozen")
+            )
+            if early and how.policy == "batch" and how.embedding is None and how.seen is None:
                 x = activation(normalize_pooled(params, f"norm{i}", x))
                 continue
-            x = activation(normalize(params, f"norm{i}", x, norm))
+            x = activation(normalize(params, f"norm{i}", x, how))
             if form == "pool":
                 x = _POOLS[pool](x)
-        x = x.mean((-2, -1)) if form == "stride" else x.flatten(1)
-        return x if ways is None else linear(params, "head", x)
+        return x.mean((-2, -1)) if form == "stride" else x.flatten(1)
 
-    return Model(init, apply)
+    def apply(params: Params, x: Tree) -> Tensor:
+        images, how = opened("conv4", x, norm, film)
+        found = features_of(params, images, how)[how.rows :]
+        return found if ways is None else linear(params, "head", found)
+
+    def calibrate(params: Params, x: Tensor) -> Params:
+        seen: dict[str, Tensor] = {}
+        features_of(params, x, Normalising("batch", seen=seen))
+        return params | seen
+
+    return Model(init, apply, calibrate=calibrate if norm == "frozen" and film is None else None)
 
 
 def conv2(
@@ -119,18 +129,10 @@ def conv2(
         return params
 
     def apply(params: Params, x: Tensor) -> Tensor:
-        _check_image("conv2", x, channels, size)
+        check_image("conv2", x, channels, size)
         for name in ("conv1", "conv2"):
             x = _POOLS[pool](activation(conv3x3(params, name, x)))
         x = activation(linear(params, "hidden", x.flatten(1)))
         return x if ways is None else linear(params, "head", x)
 
     return Model(init, apply)
-
-
-def _check_image(call: str, x: Tensor, channels: int, size: int) -> None:
-    if x.ndim != 4 or x.shape[1:] != (channels, size, size):
-        raise InputError(
-            f"{call}: x has shape {list(x.shape)}; expected [example, {channels}, {size}, {size}]; "
-            "set channels= and size=, or resize the images"
-        )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import fold, uniform
-from fmeta.core._norm import batch_norm, moments, rescale
-from fmeta.core._pool import max_pool2x2, quarters
+from fmeta.core import InputError, fold, uniform
+from fmeta.core._pool import quarters
 
 Params = dict[str, Tensor]
-Norm = Literal["batch", "group", "none"]
 
 
 def init_layer(key: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Params:
@@ -26,15 +23,20 @@ def init_layer(key: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtyp
     }
 
 
-def init_norm(key: Tensor, name: str, width: int, dtype: torch.dtype) -> Params:
-    return {
-        f"{name}.weight": torch.ones(width, dtype=dtype, device=key.device),
-        f"{name}.bias": torch.zeros(width, dtype=dtype, device=key.device),
-    }
-
-
 def linear(params: Params, name: str, x: Tensor) -> Tensor:
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def init_film(key: Tensor, name: str, width: int, embedding: int, dtype: torch.dtype) -> Params:
+    """Small and random: an encoder behind a modulation of 0 would have no gradient."""
+    params = init_layer(key, name, (2 * width, embedding), dtype)
+    return params | {f"{name}.bias": torch.zeros_like(params[f"{name}.bias"])}
+
+
+def modulate(params: Params, name: str, x: Tensor, embedding: Tensor) -> Tensor:
+    """x·(1 + γ) + β by channel, γ and β linear in the embedding (Perez et al. 2018)."""
+    gamma, beta = (v.view(-1, *(1 for _ in x.shape[2:])) for v in linear(params, name, embedding).chunk(2))
+    return x * (1.0 + gamma) + beta
 
 
 def conv3x3(params: Params, name: str, x: Tensor, stride: int = 1, bias: bool = True) -> Tensor:
@@ -42,25 +44,12 @@ def conv3x3(params: Params, name: str, x: Tensor, stride: int = 1, bias: bool = 
     return F.conv2d(x, params[f"{name}.weight"], b, stride=stride, padding=1)
 
 
-def normalize(params: Params, name: str, x: Tensor, norm: Norm) -> Tensor:
-    """Batch norm with the statistics of this batch, or group norm over groups of up to 8 channels."""
-    if norm == "none":
-        return x
-    weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-    if norm == "batch":
-        return batch_norm(x, weight, bias)
-    return F.group_norm(x, max(1, x.shape[1] // 8), weight, bias)
-
-
-def normalize_pooled(params: Params, name: str, x: Tensor) -> Tensor:
-    """2x2 max pooling of what `normalize(…, "batch")` gives, on a quarter of the values.
-
-    a·x + b is monotone in x, so its maximum is a·max(x) + b, or a·min(x) + b where a < 0.
-    """
-    weight, bias = (params[f"{name}.{n}"].view(-1, 1, 1) for n in ("weight", "bias"))
-    mean, variance = moments(x, [0, 2, 3])
-    sign = torch.where(weight < 0, -1.0, 1.0).to(x.dtype)
-    return rescale(sign * max_pool2x2(sign * x), mean, variance, weight, bias, 1e-5)
+def check_image(call: str, x: Tensor, channels: int, size: int) -> None:
+    if x.ndim != 4 or x.shape[1:] != (channels, size, size):
+        raise InputError(
+            f"{call}: x has shape {list(x.shape)}; expected [example, {channels}, {size}, {size}]; "
+            "set channels= and size=, or resize the images"
+        )
 
 
 def avg_pool2x2(x: Tensor) -> Tensor:

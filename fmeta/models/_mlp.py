@@ -7,17 +7,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Model, fold
-from fmeta.models._layers import Params, init_layer, linear
+from fmeta.core import InputError, Model, Tree, fold
+from fmeta.models._layers import Params, init_film, init_layer, linear, modulate
+from fmeta.models._norms import told_apart
 
 
 def mlp(
     sizes: Sequence[int],
     activation: Callable[[Tensor], Tensor] = torch.relu,
     dtype: torch.dtype = torch.float32,
+    film: int | None = None,
 ) -> Model:
     """A perceptron with layers of the given sizes, input and output included: `[example, sizes[0]]` ->
     `[example, sizes[-1]]`. Parameters `hidden1.weight`, `hidden1.bias`, …, `head.weight`, `head.bias`.
+
+    With `film` the input is `(x, embedding [film])`: every hidden layer, before its activation, is scaled and shifted
+    by what is linear in the embedding (Perez et al. 2018, https://arxiv.org/abs/1709.07871).
 
     Raises InputError for fewer than two sizes, and for inputs of another width.
     """
@@ -29,13 +34,17 @@ def mlp(
         params: Params = {}
         for i, name in enumerate(names):
             params |= init_layer(fold(key, i), name, (sizes[i + 1], sizes[i]), dtype)
+            if film is not None and name != "head":
+                params |= init_film(fold(key, 1000 + i), f"{name}.film", sizes[i + 1], film, dtype)
         return params
 
-    def apply(params: Params, x: Tensor) -> Tensor:
+    def apply(params: Params, x: Tree) -> Tensor:
+        x, told = (x, None) if film is None else told_apart("mlp", x, film)
         if x.ndim != 2 or x.shape[1] != sizes[0]:
             raise InputError(f"mlp({list(sizes)}): x has shape {list(x.shape)}; expected [example, {sizes[0]}]")
         for name in names[:-1]:
-            x = activation(linear(params, name, x))
+            x = linear(params, name, x)
+            x = activation(x if told is None else modulate(params, f"{name}.film", x, told))
         return linear(params, names[-1], x)
 
     return Model(init, apply)

@@ -1,6 +1,7 @@
 """Where tasks come from: each source is a function `(key, count) -> Task`."""
 
 from fmeta.core import cache_folder
+from fmeta.tasks._batches import batches, stream
 from fmeta.tasks._download import fetch
 from fmeta.tasks._episodes import ClassData, class_data, episodes, select_classes
 from fmeta.tasks._linear import linear, linear_meta_grad
@@ -9,6 +10,6 @@ from fmeta.tasks._sampler import Sampler, sampler
 from fmeta.tasks._sinusoid import sinusoid
 
 __all__ = [
-    "ClassData", "Sampler", "cache_folder", "class_data", "episodes", "fetch", "linear", "linear_meta_grad",
-    "load_omniglot", "omniglot", "sampler", "select_classes", "sinusoid",
+    "ClassData", "Sampler", "batches", "cache_folder", "class_data", "episodes", "fetch", "linear", "linear_meta_grad",
+    "load_omniglot", "omniglot", "sampler", "select_classes", "sinusoid", "stream",
 ]  # fmt: skip

@@ -95,16 +95,20 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
         def take(number: int, begin: int, end: int) -> Examples:
             order = permutation(fold(key, number), ways * (end - begin))
             row, label, turn = (t[:, begin:end].reshape(-1)[order] for t in (rows, labels, turns))
-            x = data.examples[row]
-            x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
-            return Examples(_turned(x, turn) if turning else x, label)
+            x = as_floats(data.examples[row])
+            return Examples(turned(x, turn) if turning else x, label)
 
         return Task(take(3, 0, shots), take(4, shots, shots + query), fold(key, 5))
 
     return sampler(one)
 
 
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
+def as_floats(x: Tensor) -> Tensor:
+    """uint8 images as floats in 0..1; everything else as it is."""
+    return x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
     """Each image `[example, channel, size, size]` by its own number of quarter turns."""
-    turned = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)], 1)
-    return turned.take_along_dim(turns[:, None, None, None, None], 1)[:, 0]
+    all_four = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)], 1)
+    return all_four.take_along_dim(turns[:, None, None, None, None], 1)[:, 0]

@@ -99,7 +99,7 @@ def check_learner(
 
 
 def _device(tasks: Task) -> torch.device:
-    return tree.tree_leaves(tasks.support.x)[0].device
+    return tree.tree_leaves(tasks.query.x)[0].device
 
 
 def _double(values: Tree) -> Tree:

@@ -323,6 +323,8 @@ def _direction(meta: Tree, number: int) -> Tree:
 
 def _padded(examples: Examples, number: int) -> Examples:
     """Two more examples of weight 0, one inside and one at the end, copies of others with inputs moved."""
+    if not tree_leaves(examples):
+        return examples
     first = tree_leaves(examples.x)[0]
     count = first.shape[1]
     rows = torch.tensor([0, count - 1, *range(1, count), 0], device=first.device)

@@ -26,7 +26,7 @@ def distance(a: Tree, b: Tree) -> float:
 
 def tasks_of(tasks: Task) -> list[Task]:
     """The tasks of a batch, one by one, without the task axis."""
-    count = tree_leaves(tasks.support.x)[0].shape[0]
+    count = tree_leaves(tasks.query.x)[0].shape[0]
     return [tree_map(lambda leaf, i=i: leaf[i], tasks) for i in range(count)]
 
 

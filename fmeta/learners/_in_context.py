@@ -1,0 +1,67 @@
+"""Learners whose network sees the support set beside every input."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmeta.core import _tree as tree
+from fmeta.core._types import At, Examples, InContext, Inner, Learner, Optimizer, Tree
+from fmeta.learners._parts import with_inner
+
+
+class InContextFast(NamedTuple):
+    fast: Tree
+    support: Tree
+    weight: Tree
+
+
+def in_context(learner: Learner) -> Learner:
+    """`learner` with `InContext(x, support.x, support.weight)` for every input x, in adaptation and on the query.
+
+    For networks whose normalisation takes its statistics from the support set (`norm="support"` and `"task"` of
+    `conv4` and `resnet12`), so that no query example sees another, and padding counts nowhere.
+
+    `fast` carries the support set along; its optimizer never sees it.
+    """
+
+    def beside(examples: Examples, support: Tree, weight: Tree) -> Examples:
+        return examples._replace(x=InContext(examples.x, support, weight))
+
+    def within(support: Examples) -> Examples:
+        return beside(support, support.x, support.weight)
+
+    def adapt(meta: Tree, support: Examples, key: Tree) -> InContextFast:
+        return InContextFast(learner.adapt(meta, within(support), key), support.x, support.weight)
+
+    def predict(fast: InContextFast, meta: Tree, x: Tree) -> Tree:
+        return learner.predict(fast.fast, meta, InContext(x, fast.support, fast.weight))
+
+    def loss(fast: InContextFast, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+        return learner.loss(fast.fast, meta, beside(query, fast.support, fast.weight))
+
+    if learner.inner is None:
+        return learner._replace(adapt=adapt, predict=predict, loss=loss)
+    own = learner.inner
+
+    def start(meta: Tree, support: Examples) -> InContextFast:
+        return InContextFast(own.start(meta, within(support)), support.x, support.weight)
+
+    def inner_loss(fast: InContextFast, meta: Tree, batch: Examples, at: At) -> Tensor:
+        support, weight = tree.tree_map(torch.Tensor.detach, (fast.support, fast.weight))
+        return own.loss(fast.fast, meta, beside(batch, support, weight), at)
+
+    def optimizer(meta: Tree) -> Optimizer:
+        chosen = own.optimizer(meta)
+
+        def update(grads: InContextFast, state: Tree, params: InContextFast) -> tuple[InContextFast, Any]:
+            updates, state = chosen.update(grads.fast, state, params.fast)
+            return InContextFast(updates, *tree.zeros_like((params.support, params.weight))), state
+
+        return Optimizer(lambda params: chosen.init(params.fast), update)
+
+    # what is carried along has no optimum, which `implicit` would need
+    inner = Inner(start, inner_loss, optimizer, own.steps, own.batch)
+    return with_inner(learner._replace(predict=predict, loss=loss), inner)

@@ -1,0 +1,104 @@
+"""Networks of other libraries as encoders, and new last layers for them."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fmeta.core import InputError, Model, Tree, from_module, nearest
+from fmeta.core._model import Norm
+
+
+def backbone(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    channels: int = 3,
+    norm: Norm | None = None,
+    calibrate: Tree = None,
+    **options: Any,
+) -> Model:
+    """An encoder of the timm library (https://huggingface.co/docs/timm), `[example, channel, height, width]` ->
+    `[example, feature]`: "resnet18", "vgg11", and all that `timm.list_models()` lists. Needs the extra `backbones`.
+
+    Args:
+        name: timm's.
+        weights: None draws them at random, with torch's generator; "hub" downloads timm's pretrained ones; else a local
+            file (.safetensors, or .pth read as weights only), whose classifier is left out.
+        channels: of the input; timm sums or repeats pretrained first layers to fit.
+        norm: what to do about batch norm, as in `from_module`: "frozen" for pretrained weights, "batch" or "group" to
+            train from scratch. None for networks without.
+        calibrate: images to take frozen statistics from.
+        options: more of `timm.create_model`.
+
+    Raises:
+        InputError: timm is not there or cannot be imported; an unknown name; weights that cannot be had or do not fit.
+    """
+    timm = _timm()
+    if name.partition(".")[0] not in timm.list_models():
+        raise InputError(f"backbone({name!r}): unknown model; {nearest(name, timm.list_models())}")
+    if isinstance(weights, Path) or weights not in (None, "hub"):
+        if not Path(weights).is_file():
+            raise InputError(f"backbone(weights={str(weights)!r}): no such file; expected one, 'hub', or None")
+        options = {"pretrained_cfg_overlay": {"file": str(weights), "custom_load": False}, **options}
+    try:
+        module = timm.create_model(name, pretrained=weights is not None, num_classes=0, in_chans=channels, **options)
+    except Exception as error:  # what a hub, a file format or a state dict can raise
+        raise InputError(
+            f"backbone({name!r}, weights={str(weights)!r}): {error}; expected weights of this network"
+        ) from error
+    return from_module(module, norm=norm, calibrate=calibrate)
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise InputError("backbone: timm is not installed; pip install 'fmeta[backbones]'") from error
+    except RuntimeError as error:  # torchvision's operators, built for another torch
+        raise InputError(
+            f"backbone: timm cannot be imported: {error}; expected torchvision of the same build as torch; install "
+            "both from one index, such as https://download.pytorch.org/whl/cpu"
+        ) from error
+
+
+def replace_layer(module: nn.Module, name: str, layer: nn.Module | int) -> nn.Module:
+    """A copy of `module` with another layer in the place called `name`; all other weights are copied.
+
+    Args:
+        module: any network.
+        name: of the layer, as in `module.named_modules()`: "fc" of a ResNet, "classifier.6" of a VGG.
+        layer: what takes its place; or a number of outputs, for a fresh linear (or convolutional) layer that is as the
+            old one otherwise.
+
+    Raises:
+        InputError: no layer of that name; a number for a layer that is neither linear nor convolutional.
+    """
+    names = [n for n, _ in module.named_modules() if n]
+    if name not in names:
+        raise InputError(f"replace_layer({name!r}): {type(module).__name__} has no such layer; {nearest(name, names)}")
+    changed = copy.deepcopy(module)
+    old = changed.get_submodule(name)
+    if isinstance(layer, int):
+        layer = _with_outputs(name, old, layer)
+    parent, _, child = name.rpartition(".")
+    setattr(changed.get_submodule(parent), child, layer)
+    return changed
+
+
+def _with_outputs(name: str, old: nn.Module, outputs: int) -> nn.Module:
+    if isinstance(old, nn.Linear):
+        fresh: nn.Module = nn.Linear(old.in_features, outputs, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d):
+        shape: dict[str, Any] = {n: getattr(old, n) for n in ("kernel_size", "stride", "padding", "dilation")}
+        fresh = nn.Conv2d(old.in_channels, outputs, **shape, bias=old.bias is not None)
+    else:
+        raise InputError(
+            f"replace_layer({name!r}, {outputs}): it is a {type(old).__name__}; expected nn.Linear or nn.Conv2d for a "
+            "number of outputs; pass the new layer itself"
+        )
+    return fresh.to(next(old.parameters()))

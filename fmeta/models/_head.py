@@ -1,0 +1,65 @@
+"""Classifiers on top of an encoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from fmeta.core import InputError, Model, Tree, check_counts, check_model, fold
+from fmeta.core._similarity import cosines
+from fmeta.models._layers import init_layer
+
+Head = Literal["linear", "cosine"]
+
+
+def with_head(encoder: Model, outputs: int, *, features: int, head: Head = "linear", scale: float = 10.0) -> Model:
+    """`encoder` with a classifier on its features: `x -> [example, outputs]`.
+
+        linear: logits = W f + b          cosine: logits = scale·cos(W, f), row by row
+
+    The cosine head is that of Baseline++ (Chen et al. 2019, https://arxiv.org/abs/1904.04232).
+
+    Args:
+        encoder: `x -> [example, feature]`.
+        outputs: classes.
+        features: the encoder's.
+        head: "linear" or "cosine".
+        scale: of the cosines.
+
+    Parameters are `{"encoder": …, "head": {"weight", "bias"}}` (the cosine head has no bias), so `head.*` names the
+    head's for `anil`, `boil` and `masked`.
+    """
+    check_model("with_head", encoder)
+    check_counts("with_head", outputs=outputs, features=features)
+    if head not in ("linear", "cosine") or not 0.0 < scale < float("inf"):
+        raise InputError(
+            f"with_head(head={head!r}, scale={scale}): expected head 'linear' or 'cosine' and a positive scale"
+        )
+
+    def init(key: Tensor) -> Tree:
+        body = encoder.init(fold(key, 0))
+        drawn = init_layer(fold(key, 1), "head", (outputs, features), tree_leaves(body)[0].dtype)
+        kept = ("weight", "bias") if head == "linear" else ("weight",)
+        return {"encoder": body, "head": {n: drawn[f"head.{n}"] for n in kept}}
+
+    def classify(params: Tree, found: Tensor) -> Tensor:
+        if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != features:
+            came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"with_head(features={features}): the encoder gave {came}; expected [example, {features}]")
+        if head == "linear":
+            return F.linear(found, params["head"]["weight"], params["head"]["bias"])
+        return scale * cosines(found, params["head"]["weight"])
+
+    def apply(params: Tree, x: Tree) -> Tensor:
+        return classify(params, encoder.apply(params["encoder"], x))
+
+    noisy, calibrate = encoder.noisy, encoder.calibrate
+    return Model(
+        init,
+        apply,
+        None if noisy is None else lambda params, x, key: classify(params, noisy(params["encoder"], x, key)),
+        None if calibrate is None else lambda params, x: {**params, "encoder": calibrate(params["encoder"], x)},
+    )

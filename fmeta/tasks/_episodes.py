@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,9 +40,13 @@ def class_data(classes: Mapping[str, Tensor]) -> ClassData:
     empty = [name for name, t in classes.items() if not len(t)]
     if empty:
         raise InputError(f"class_data: class {empty[0]!r} has no examples; leave it out")
-    rows = torch.cat(list(classes.values()))
-    size = torch.tensor([len(t) for t in classes.values()], device=rows.device)
-    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(classes))
+    return laid_out(torch.cat(list(classes.values())), [len(t) for t in classes.values()], list(classes))
+
+
+def laid_out(rows: Tensor, counts: Sequence[int], names: Sequence[str]) -> ClassData:
+    """`ClassData` from rows that stand class after class, and how many there are of each."""
+    size = torch.tensor(counts, device=rows.device)
+    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(names))
 
 
 def select_classes(data: ClassData, chosen: Tensor) -> ClassData:

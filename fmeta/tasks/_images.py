@@ -100,5 +100,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _with(channels: int, pixels: np.ndarray) -> np.ndarray:
     """`[height, width]` or `[height, width, 3]` -> `[channel, height, width]`."""
     if pixels.ndim == 2:
-        return np.broadcast_to(pixels, (channels, *pixels.shape))
-    return pixels.transpose(2, 0, 1) if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[None]
+        return pixels[None].repeat(channels, 0)
+    if channels == 1:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[None]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

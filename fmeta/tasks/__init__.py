@@ -2,7 +2,7 @@
 
 from fmeta.core import cache_folder
 from fmeta.tasks._download import fetch
-from fmeta.tasks._episodes import ClassData, class_data, episodes, select_classes
+from fmeta.tasks._episodes import ClassData, class_data, episodes, from_labels, select_classes
 from fmeta.tasks._image_folder import image_folder
 from fmeta.tasks._images import read_images
 from fmeta.tasks._linear import linear, linear_meta_grad
@@ -12,7 +12,7 @@ from fmeta.tasks._sampler import Sampler, sampler
 from fmeta.tasks._sinusoid import sinusoid
 
 __all__ = [
-    "ClassData", "Sampler", "cache_folder", "class_data", "episodes", "fetch", "image_folder", "linear",
+    "ClassData", "Sampler", "cache_folder", "class_data", "episodes", "fetch", "from_labels", "image_folder", "linear",
     "linear_meta_grad", "load_omniglot", "mini_imagenet", "omniglot", "read_images", "sampler", "select_classes",
     "sinusoid",
 ]  # fmt: skip

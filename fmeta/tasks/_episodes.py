@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,22 +26,65 @@ class ClassData(NamedTuple):
         return self._replace(**{f: getattr(self, f).to(device) for f in ("examples", "start", "size", "turns")})
 
 
-def class_data(classes: Mapping[str, Tensor]) -> ClassData:
+def class_data(classes: Mapping[str, Tensor | np.ndarray]) -> ClassData:
     """`ClassData` from named classes of any sizes, each `[example, ...]`.
 
     Raises InputError for no classes, an empty class, or examples of unequal shape or dtype.
     """
     if not classes:
         raise InputError("class_data: got no classes; expected a mapping from names to tensors [example, ...]")
-    if any(t.ndim == 0 for t in classes.values()):
+    found = {name: _numbers("class_data", f"class {name!r}", values) for name, values in classes.items()}
+    if any(t.ndim == 0 for t in found.values()):
         raise InputError("class_data: got a scalar for a class; expected [example, ...]")
-    kind = {(tuple(t.shape[1:]), t.dtype) for t in classes.values()}
+    kind = {(tuple(t.shape[1:]), t.dtype) for t in found.values()}
     if len(kind) > 1:
         raise InputError(f"class_data: examples differ in shape or dtype: {sorted(map(str, kind))}; expected one kind")
-    empty = [name for name, t in classes.items() if not len(t)]
+    empty = [name for name, t in found.items() if not len(t)]
     if empty:
         raise InputError(f"class_data: class {empty[0]!r} has no examples; leave it out")
-    return laid_out(torch.cat(list(classes.values())), [len(t) for t in classes.values()], list(classes))
+    return laid_out(torch.cat(list(found.values())), [len(t) for t in found.values()], list(found))
+
+
+def from_labels(x: Tensor | np.ndarray, y: Tensor | np.ndarray, names: Sequence[str] | None = None) -> ClassData:
+    """`ClassData` from examples `[row, ...]` in any order and their labels, integers `[row]`.
+
+    Args:
+        x: the examples of all classes.
+        y: labels from 0; those that do not occur are no classes.
+        names: of the classes, by label, each with an example; None names a class by its label.
+
+    Raises:
+        InputError: not one integer label per example, a negative label, names that repeat or do not fit the labels.
+    """
+    x, y = _numbers("from_labels", "x", x), _numbers("from_labels", "y", y)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if x.ndim == 0 or not len(x) or y.shape != x.shape[:1] or not whole:
+        raise InputError(
+            f"from_labels: x is {list(x.shape)}, y is {y.dtype} {list(y.shape)}; expected examples [row, ...] and an "
+            "integer label for each, [row]"
+        )
+    labels, counts = (t.tolist() for t in y.to(torch.int64).unique(return_counts=True))
+    if labels[0] < 0:
+        raise InputError(f"from_labels: a label is {labels[0]}; expected 0 or more; leave out rows without a label")
+    if names is not None and (list(range(len(names))) != labels or len(set(names)) < len(names)):
+        raise InputError(
+            f"from_labels: {len(names)} names, {len(set(names))} of them different, for {len(labels)} classes with "
+            f"labels {labels[0]} to {labels[-1]}; expected one name for each label, from 0, and examples of each"
+        )
+    return laid_out(x[y.argsort(stable=True).to(x.device)], counts, names or [str(label) for label in labels])
+
+
+def _numbers(call: str, what: str, values: Tensor | np.ndarray) -> Tensor:
+    """Tensors as they are, arrays of any layout as tensors."""
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufc":
+        return torch.tensor(np.asarray(values, values.dtype.newbyteorder("="), order="C"))
+    came = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+    raise InputError(
+        f"{call}: {what} is {came}; expected a tensor or an array of numbers, all examples of one shape; bring ragged "
+        "examples to one shape first"
+    )
 
 
 def laid_out(rows: Tensor, counts: Sequence[int], names: Sequence[str]) -> ClassData:

@@ -7,12 +7,13 @@ from fmeta.tasks._image_folder import image_folder
 from fmeta.tasks._images import read_images
 from fmeta.tasks._linear import linear, linear_meta_grad
 from fmeta.tasks._mini_imagenet import mini_imagenet
+from fmeta.tasks._multi_domain import multi_domain
 from fmeta.tasks._omniglot import load_omniglot, omniglot
 from fmeta.tasks._sampler import Sampler, sampler
 from fmeta.tasks._sinusoid import sinusoid
 
 __all__ = [
     "ClassData", "Sampler", "cache_folder", "class_data", "episodes", "fetch", "from_labels", "image_folder", "linear",
-    "linear_meta_grad", "load_omniglot", "mini_imagenet", "omniglot", "read_images", "sampler", "select_classes",
-    "sinusoid",
+    "linear_meta_grad", "load_omniglot", "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler",
+    "select_classes", "sinusoid",
 ]  # fmt: skip

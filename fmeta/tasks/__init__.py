@@ -11,9 +11,10 @@ from fmeta.tasks._multi_domain import multi_domain
 from fmeta.tasks._omniglot import load_omniglot, omniglot
 from fmeta.tasks._sampler import Sampler, sampler
 from fmeta.tasks._sinusoid import sinusoid
+from fmeta.tasks._variable import variable_episodes
 
 __all__ = [
     "ClassData", "Sampler", "cache_folder", "class_data", "episodes", "fetch", "from_labels", "image_folder", "linear",
     "linear_meta_grad", "load_omniglot", "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler",
-    "select_classes", "sinusoid",
+    "select_classes", "sinusoid", "variable_episodes",
 ]  # fmt: skip

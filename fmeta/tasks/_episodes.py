@@ -126,12 +126,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
             f"episodes(shots={shots}, query={query}): class {data.names[least]!r} has {int(data.size[least])} "
             f"examples; expected at least shots + query = {shots + query}; ask for fewer, or drop the class"
         )
-    turning = rotate or bool(data.turns.any())
-    if turning and (data.examples.ndim != 4 or data.examples.shape[-1] != data.examples.shape[-2]):
-        raise InputError(
-            f"episodes(rotate={rotate}): examples have shape {list(data.examples.shape[1:])}; expected square images "
-            "[channel, size, size]"
-        )
+    turning = check_turns(f"episodes(rotate={rotate})", data, rotate)
 
     def one(key: Tensor) -> Task:
         drawn = choice(fold(key, 0), classes, ways)
@@ -143,13 +138,28 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
         def take(number: int, begin: int, end: int) -> Examples:
             order = permutation(fold(key, number), ways * (end - begin))
             row, label, turn = (t[:, begin:end].reshape(-1)[order] for t in (rows, labels, turns))
-            x = data.examples[row]
-            x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
-            return Examples(_turned(x, turn) if turning else x, label)
+            return Examples(look_up(data, row, turn if turning else None), label)
 
         return Task(take(3, 0, shots), take(4, shots, shots + query), fold(key, 5))
 
     return sampler(one)
+
+
+def check_turns(call: str, data: ClassData, rotate: bool = False) -> bool:
+    """Whether examples are to be turned, which takes square images."""
+    turning = rotate or bool(data.turns.any())
+    if turning and (data.examples.ndim != 4 or data.examples.shape[-1] != data.examples.shape[-2]):
+        raise InputError(
+            f"{call}: examples have shape {list(data.examples.shape[1:])}; expected square images [channel, size, size]"
+        )
+    return turning
+
+
+def look_up(data: ClassData, rows: Tensor, turns: Tensor | None) -> Tensor:
+    """The examples in these rows, uint8 as 0..1, each by its own number of quarter turns (None: as they are)."""
+    x = data.examples[rows]
+    x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
+    return x if turns is None else _turned(x, turns)
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:

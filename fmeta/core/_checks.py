@@ -105,6 +105,12 @@ def check_tasks(call: str, tasks: Task) -> int:
     return counts["query.x"]
 
 
+def check_support(call: str, support: Examples) -> None:
+    """A support set, which the tasks of a stream do not have."""
+    if not tree_leaves(support):
+        raise InputError(f"{call}: the task has no support set; expected one to adapt to")
+
+
 def check_meta(call: str, meta: Tree) -> None:
     """Meta-parameters are floating tensors that do not require grad."""
     pairs = tree_flatten_with_path(meta)[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_support
 from fmeta.core._operators import TaskOperators
 from fmeta.core._random import fold
 from fmeta.core._types import At, Examples, Inner, Tree
@@ -34,8 +34,7 @@ def at_step(index: Tensor, task_key: Tree) -> At:
 
 def begin(inner: Inner, meta: Tree, support: Examples) -> tuple[Tree, Tree]:
     """The fast weights and the optimizer's state before the first step."""
-    if not tree.tree_leaves(support):
-        raise InputError("adaptation: the task has no support set; expected one to take inner steps on")
+    check_support("inner loop", support)
     fast = inner.start(meta, support)
     return fast, inner.optimizer(meta).init(fast)
 

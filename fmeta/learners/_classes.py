@@ -17,22 +17,38 @@ def check_ways(call: str, ways: int) -> None:
 
 
 def membership(call: str, support: Examples, ways: int, dtype: torch.dtype) -> Tensor:
-    """`[example, way]`: the weight of an example in the column of its class, 0 elsewhere.
-
-    A class without support examples is an error in eager mode, and stays a column of zeros inside a compiled function.
-    """
+    """`[example, way]`: the weight of an example in the column of its class, 0 elsewhere."""
     check_labels(call, support.y, ways)
     member = F.one_hot(support.y.to(torch.int64), ways).to(dtype)
-    if isinstance(support.weight, Tensor):
-        member = member * support.weight[:, None].to(dtype)
-    if not hidden(member):
-        held = torch.func.debug_unwrap(member.sum(0))
-        if bool((held == 0).any()):
+    return member * support.weight[:, None].to(dtype) if isinstance(support.weight, Tensor) else member
+
+
+def absence(member: Tensor) -> Tensor:
+    """`[way]`, to be added to logits: 0 for a class with support examples, the end of the scale for one without.
+
+    That takes the class out of the softmax and of its gradients, so a task with fewer classes than `ways` is itself.
+    It is finite, because padding of that class has weight 0 and 0·∞ is NaN.
+    """
+    held = member.sum(0)
+    return torch.zeros_like(held).masked_fill(held == 0, torch.finfo(held.dtype).min / 2)
+
+
+def check_query(call: str, query: Examples, held: Tensor) -> Tensor:
+    """A query example of a class that the support does not hold, bool `[way]`, is an error in eager mode.
+
+    Returns a factor for the loss, `[]`: 1, or NaN (which stops `fit`) where a compiled function meets one.
+    """
+    stray = ~held[query.y.to(torch.int64).clamp(0, len(held) - 1)]
+    if isinstance(query.weight, Tensor):
+        stray = stray & (query.weight != 0)
+    if not hidden(stray):
+        label = int(torch.func.debug_unwrap(torch.where(stray, query.y, -1)).max())
+        if label >= 0:
             raise InputError(
-                f"{call}: a class of 0 .. {ways - 1} has no support example; expected every class in every support "
-                "set; set ways to the classes of a task"
+                f"{call}: a query example is of class {label}, which has no support example; expected the classes of "
+                "the support set; draw support and query from the same classes"
             )
-    return member
+    return torch.where(stray.any(), torch.nan, 1.0)
 
 
 def check_features(call: str, features: Tensor) -> Tensor:
@@ -42,10 +58,10 @@ def check_features(call: str, features: Tensor) -> Tensor:
     return features
 
 
-def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> Tensor:
-    """The mean features of each class, `[example, feature]` -> `[way, feature]`, by the examples' weights.
-
-    A class without support examples is an error in eager mode, and NaN (which stops `fit`) inside a compiled function.
+def prototypes(call: str, features: Tensor, support: Examples, ways: int) -> tuple[Tensor, Tensor]:
+    """The mean features of each class by the examples' weights, `[example, feature]` -> `[way, feature]`, 0 where it
+    has no examples; and `absence`.
     """
     member = membership(call, support, ways, check_features(call, features).dtype)
-    return (member.mT @ features) / member.sum(0)[:, None]
+    held = member.sum(0)
+    return (member.mT @ features) / (held + (held == 0))[:, None], absence(member)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from fmeta.learners._parts import Metrics, encoder_based, forward, gradient_base
 class FineTuneFast(NamedTuple):
     encoder: Tree  # () where it stays as it is
     weight: Tensor  # [way, feature]
-    bias: Tensor | tuple[()]  # [way]
+    bias: Tensor  # [way]; the cosine head does not learn it
 
 
 def fine_tune(
@@ -48,7 +49,7 @@ def fine_tune(
     Args:
         encoder: `x -> [example, feature]`.
         loss: `(logits, y) -> [example]` (or a mean).
-        ways: N, classes of a task, each with support examples.
+        ways: N, most classes of a task; one without support examples is never predicted.
         adapt: "head": the encoder stays, and sees the support set once. "all": encoder and head take the steps.
         head: "linear" or "cosine".
         scale: of the cosines.
@@ -67,20 +68,22 @@ def fine_tune(
         )
 
     def begin(own: Tree, features: Tensor, support: Examples) -> FineTuneFast:
-        if head == "cosine":
-            return FineTuneFast(own, prototypes("fine_tune", features, support, ways), ())
-        return FineTuneFast(own, *(features.new_zeros(s) for s in ((ways, features.shape[1]), (ways,))))
+        means, absence = prototypes("fine_tune", features, support, ways)
+        return FineTuneFast(own, means if head == "cosine" else torch.zeros_like(means), absence)
 
     def logits(fast: FineTuneFast, features: Tensor) -> Tensor:
-        if isinstance(fast.bias, Tensor):
+        if head == "linear":
             return F.linear(check_features("fine_tune", features), fast.weight, fast.bias)
-        return scale * cosines(check_features("fine_tune", features), fast.weight)
+        return scale * cosines(check_features("fine_tune", features), fast.weight) + fast.bias.detach()
 
     def judge(fast: FineTuneFast, features: Tensor, batch: Examples) -> Tensor:
         return weighted_mean(loss(logits(fast, features), batch.y), batch.weight, "fine_tune")
 
     def predict(fast: FineTuneFast, meta: Tree, x: Tree) -> Tensor:
         return logits(fast, encoder.apply(meta if adapt == "head" else fast.encoder, x))
+
+    def held(fast: FineTuneFast) -> Tensor:
+        return fast.bias > torch.finfo(fast.bias.dtype).min / 4
 
     if adapt == "all":
         inner = Inner(
@@ -89,7 +92,7 @@ def fine_tune(
             lambda meta: optimizer,
             steps,
         )
-        return gradient_based("fine_tune", encoder.init, inner, predict, loss, metrics, gradient or unrolled())
+        return gradient_based("fine_tune", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held)
 
     def on_features(fast: FineTuneFast, meta: Tree, batch: Examples, at: At) -> Tensor:
         return judge(fast, batch.x, batch)
@@ -100,5 +103,5 @@ def fine_tune(
         features = check_features("fine_tune", encoder.apply(meta, support.x))
         return train_head(meta, support._replace(x=features), key)
 
-    learner = encoder_based("fine_tune", encoder.init, adapt_head, predict, loss, metrics)
+    learner = encoder_based("fine_tune", encoder.init, adapt_head, predict, loss, metrics, held)
     return learner if gradient is None else learner._replace(gradient=gradient)

@@ -14,7 +14,7 @@ from fmeta.core._losses import cross_entropy
 from fmeta.core._random import fold
 from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
-from fmeta.learners._classes import check_features, check_ways, membership
+from fmeta.learners._classes import absence, check_features, check_ways, membership
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step
 from fmeta.learners._parts import Metrics, encoder_based
 
@@ -35,6 +35,7 @@ class MatchingParams(NamedTuple):
 class MatchingFast(NamedTuple):
     support: Tensor  # [example, feature]
     log_weight: Tensor  # [example, way]: of an example in the column of its class, −∞ elsewhere
+    absence: Tensor  # [way]
 
 
 def matching(
@@ -60,7 +61,7 @@ def matching(
     Args:
         encoder: `x -> [example, feature]`, such as `conv4(None)`.
         loss: `(log-probabilities, y) -> [example]` (or a mean).
-        ways: N, classes of a task, each with support examples.
+        ways: N, most classes of a task; one without support examples is never predicted.
         full_context: the encoder's features, for full context embeddings; None goes without.
         reads: K, looks at the support set.
         scale: of the cosines; 1 in the paper.
@@ -98,16 +99,18 @@ def matching(
             back = _read(meta.context.backward, found, here, range(len(found) - 1, -1, -1))
             found = found + ahead + back
         smallest = torch.finfo(member.dtype).tiny
-        return MatchingFast(found, torch.where(member > 0, member.clamp_min(smallest).log(), -torch.inf))
+        log_weight = torch.where(member > 0, member.clamp_min(smallest).log(), -torch.inf)
+        return MatchingFast(found, log_weight, absence(member))
 
     def predict(fast: MatchingFast, meta: MatchingParams, x: Tree) -> Tensor:
         found = features(meta, x)
         if isinstance(meta.context, FullContext):
             found = _look(meta.context.attention, found, fast, reads)
-        votes = scale * cosines(found, fast.support)[..., None] + fast.log_weight  # [query, example, way]
-        return votes.logsumexp(1).log_softmax(-1)
+        log_weight = torch.where(fast.absence == 0, fast.log_weight, 0.0)  # a column of −∞ has no gradient
+        votes = scale * cosines(found, fast.support)[..., None] + log_weight  # [query, example, way]
+        return (votes.logsumexp(1) + fast.absence).log_softmax(-1)
 
-    return encoder_based("matching", init, adapt, predict, loss, metrics)
+    return encoder_based("matching", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)
 
 
 def _read(cell: LSTM, features: Tensor, here: Tensor, order: Sequence[int]) -> Tensor:

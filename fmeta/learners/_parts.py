@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern
+from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern, check_support
 from fmeta.core._inner import descend
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
+from fmeta.learners._classes import check_query
 
 Metrics = Mapping[str, Loss]
+Held = Callable[[Tree], Tensor]  # fast -> bool [way], the classes with support examples
 
 
 def forward(model: Model, params: Tree, x: Tree, key: Tree) -> Tree:
@@ -31,10 +33,14 @@ def gradient_based(
     loss: Loss,
     metrics: Metrics | None,
     gradient: MetaGradient,
+    held: Held | None = None,
 ) -> Learner:
-    """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set."""
+    """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set.
+
+    With `held`, query examples of a class without support examples are refused.
+    """
     check_counts(name, steps=inner.steps)
-    return Learner(init, descend(inner), predict, _judged(name, predict, loss, metrics), inner, gradient, name)
+    return Learner(init, descend(inner), predict, _judged(name, predict, loss, metrics, held), inner, gradient, name)
 
 
 def encoder_based(
@@ -44,13 +50,23 @@ def encoder_based(
     predict: Callable[[Tree, Tree, Tree], Tree],
     loss: Loss,
     metrics: Metrics | None,
+    held: Held | None = None,
 ) -> Learner:
     """A learner that adapts in one pass over the support set, without an inner loop; judged as `gradient_based`."""
-    return Learner(init, adapt, predict, _judged(name, predict, loss, metrics), None, unrolled(), name)
+
+    def adapt_to(meta: Tree, support: Examples, key: Tree) -> Tree:
+        check_support(name, support)
+        return adapt(meta, support, key)
+
+    return Learner(init, adapt_to, predict, _judged(name, predict, loss, metrics, held), None, unrolled(), name)
 
 
 def _judged(
-    name: str, predict: Callable[[Tree, Tree, Tree], Tree], loss: Loss, metrics: Metrics | None
+    name: str,
+    predict: Callable[[Tree, Tree, Tree], Tree],
+    loss: Loss,
+    metrics: Metrics | None,
+    held: Held | None,
 ) -> Callable[[Tree, Tree, Examples], tuple[Tensor, dict[str, Tensor]]]:
     for taken in ("loss", "residual", "inner_gradient"):
         if taken in (metrics or {}):
@@ -60,6 +76,8 @@ def _judged(
         prediction = predict(fast, meta, query.x)
         value = weighted_mean(loss(prediction, query.y), query.weight, name)
         reported = {n: weighted_mean(m(prediction, query.y), query.weight, n) for n, m in (metrics or {}).items()}
+        if held is not None:
+            value = value * check_query(name, query, held(fast)).to(value.dtype)
         return value, reported
 
     return query_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ def protomaml(
     Args:
         encoder: `x -> [example, feature]`, such as `conv4(None)`; `meta` is its parameters.
         loss: `(logits, y) -> [example]` (or a mean).
-        ways: N, classes of a task, each with support examples.
+        ways: N, most classes of a task; one without support examples is never predicted.
         optimizer: of the inner loop.
         steps: inner steps, at least 1.
         metrics: more functions to report on the query, by name.
@@ -52,8 +53,8 @@ def protomaml(
     check_ways("protomaml", ways)
 
     def start(meta: Tree, support: Examples) -> ProtoMAMLFast:
-        means = prototypes("protomaml", encoder.apply(meta, support.x), support, ways)
-        return ProtoMAMLFast(meta, 2.0 * means, -(means * means).sum(-1))
+        means, absence = prototypes("protomaml", encoder.apply(meta, support.x), support, ways)
+        return ProtoMAMLFast(meta, 2.0 * means, absence - (means * means).sum(-1))
 
     def logits(fast: ProtoMAMLFast, features: Tensor) -> Tensor:
         return F.linear(features, fast.weight, fast.bias)
@@ -65,5 +66,8 @@ def protomaml(
     def predict(fast: ProtoMAMLFast, meta: Tree, x: Tree) -> Tensor:
         return logits(fast, encoder.apply(fast.encoder, x))
 
+    def held(fast: ProtoMAMLFast) -> Tensor:
+        return fast.bias > torch.finfo(fast.bias.dtype).min / 4
+
     inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
-    return gradient_based("protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled())
+    return gradient_based("protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held)

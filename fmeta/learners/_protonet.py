@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,11 @@ from fmeta.learners._classes import check_features, check_ways, prototypes
 from fmeta.learners._parts import Metrics, encoder_based
 
 Distance = Literal["euclidean", "cosine"]
+
+
+class ProtonetFast(NamedTuple):
+    prototypes: Tensor  # [way, feature]
+    absence: Tensor  # [way]
 
 
 def protonet(
@@ -34,7 +39,7 @@ def protonet(
     Args:
         encoder: `x -> [example, feature]`, such as `conv4(None)`; `meta` is its parameters.
         loss: `(logits, y) -> [example]` (or a mean).
-        ways: N, classes of a task, each with support examples. `fast` is the prototypes, `[way, feature]`.
+        ways: N, most classes of a task; one without support examples is never predicted.
         distance: "euclidean" (squared) or "cosine".
         scale: of the logits; None is 1 for "euclidean" and 10 for "cosine", whose values end at 1.
         metrics: more functions to report on the query, by name.
@@ -49,10 +54,11 @@ def protonet(
     if not 0.0 < factor < float("inf"):
         raise InputError(f"protonet(scale={scale}): expected a positive number")
 
-    def adapt(meta: Tree, support: Examples, key: Tree) -> Tensor:
-        return prototypes("protonet", encoder.apply(meta, support.x), support, ways)
+    def adapt(meta: Tree, support: Examples, key: Tree) -> ProtonetFast:
+        return ProtonetFast(*prototypes("protonet", encoder.apply(meta, support.x), support, ways))
 
-    def predict(fast: Tensor, meta: Tree, x: Tree) -> Tensor:
-        return factor * similarity(check_features("protonet", encoder.apply(meta, x)), fast)
+    def predict(fast: ProtonetFast, meta: Tree, x: Tree) -> Tensor:
+        features = check_features("protonet", encoder.apply(meta, x))
+        return factor * similarity(features, fast.prototypes) + fast.absence
 
-    return encoder_based("protonet", encoder.init, adapt, predict, loss, metrics)
+    return encoder_based("protonet", encoder.init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from fmeta.core._checks import InputError, check_model
 from fmeta.core._losses import cross_entropy
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
-from fmeta.learners._classes import check_features, check_ways, membership
+from fmeta.learners._classes import absence, check_features, check_ways, membership
 from fmeta.learners._parts import Metrics, encoder_based
 
 
@@ -20,6 +20,11 @@ class RidgeParams(NamedTuple):
     log_damping: Tensor  # [] log λ
     scale: Tensor  # [] α
     bias: Tensor  # [] β
+
+
+class RidgeFast(NamedTuple):
+    weight: Tensor  # [feature + 1, way] W
+    absence: Tensor  # [way]
 
 
 def ridge(
@@ -35,7 +40,7 @@ def ridge(
     Args:
         encoder: `x -> [example, feature]`, such as `conv4(None)`.
         loss: `(logits, y) -> [example]` (or a mean).
-        ways: N, classes of a task, each with support examples. `fast` is W, `[feature + 1, way]`.
+        ways: N, most classes of a task; one without support examples is never predicted.
         damping: λ before training, positive.
         metrics: more functions to report on the query, by name.
     """
@@ -53,18 +58,19 @@ def ridge(
         found = check_features("ridge", encoder.apply(meta.encoder, x))
         return torch.cat([found, torch.ones_like(found[:, :1])], -1)
 
-    def adapt(meta: RidgeParams, support: Examples, key: Tree) -> Tensor:
+    def adapt(meta: RidgeParams, support: Examples, key: Tree) -> RidgeFast:
         x = features(meta, support.x)
         y = membership("ridge", support, ways, x.dtype)
+        absent = absence(y)
         if isinstance(support.weight, Tensor):  # each row counts by its weight: √w on both sides
             root = support.weight.to(x.dtype).sqrt()[:, None]
             x, y = root * x, torch.where(root > 0, y / root.clamp_min(1e-30), 0.0)
         damped = meta.log_damping.exp() * torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
         if x.shape[0] < x.shape[1]:
-            return x.mT @ torch.linalg.solve(x @ x.mT + damped, y)
-        return torch.linalg.solve(x.mT @ x + damped, x.mT @ y)
+            return RidgeFast(x.mT @ torch.linalg.solve(x @ x.mT + damped, y), absent)
+        return RidgeFast(torch.linalg.solve(x.mT @ x + damped, x.mT @ y), absent)
 
-    def predict(fast: Tensor, meta: RidgeParams, x: Tree) -> Tensor:
-        return meta.scale * (features(meta, x) @ fast) + meta.bias
+    def predict(fast: RidgeFast, meta: RidgeParams, x: Tree) -> Tensor:
+        return meta.scale * (features(meta, x) @ fast.weight) + meta.bias + fast.absence
 
-    return encoder_based("ridge", init, adapt, predict, loss, metrics)
+    return encoder_based("ridge", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)

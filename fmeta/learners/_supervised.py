@@ -20,11 +20,7 @@ def supervised(model: Model, loss: Loss = cross_entropy, *, metrics: Metrics | N
         metrics: more functions to report, by name.
     """
     check_model("supervised", model)
-    return encoder_based(
-        "supervised",
-        model.init,
-        lambda meta, support, key: (),
-        lambda fast, meta, x: model.apply(meta, x),
-        loss,
-        metrics,
+    learner = encoder_based(
+        "supervised", model.init, lambda *_: (), lambda fast, meta, x: model.apply(meta, x), loss, metrics
     )
+    return learner._replace(adapt=lambda meta, support, key: ())

@@ -23,7 +23,8 @@ class TaskEncoderParams(NamedTuple):
 
 class TaskEncoderFast(NamedTuple):
     embedding: Tensor  # [embedding] of the task: tasks that are alike have embeddings that are near
-    prototypes: Tensor | tuple[()]  # [way, feature], where there are classes
+    prototypes: Tree  # [way, feature] where there are classes, else ()
+    absence: Tree  # [way] or ()
 
 
 def pairs(x: Tensor, y: Tensor) -> Tensor:
@@ -48,14 +49,14 @@ def task_encoder(
     gives features, and the prediction is −‖network((x, e)) − cₙ‖² for the class means cₙ of the modulated support set,
     as CNAPs adapts its extractor (Requeima et al. 2019, https://arxiv.org/abs/1906.07697).
 
-    `learner.adapt(meta, support, ())` gives `TaskEncoderFast(embedding, prototypes)`, for a batch of tasks
+    `learner.adapt(meta, support, ())` gives `TaskEncoderFast`, for a batch of tasks
     `fmeta.adapt_tasks(learner, meta, tasks)`: read the embeddings there, to cluster or plot tasks.
 
     Args:
         encoder: `[example, ...] -> [example, embedding]`.
         network: `(x, embedding) -> [example, ...]`: `mlp(…, film=…)`, `conv4(None, film=…)`, or your own.
         loss: `(prediction, y) -> [example]` (or a mean).
-        ways: N for classes; None for regression.
+        ways: N, most classes of a task; one without support examples is never predicted. None for regression.
         metrics: more functions to report on the query, by name.
     """
     check_model("task_encoder", encoder)
@@ -72,14 +73,17 @@ def task_encoder(
         weight = support.weight.to(each.dtype) if isinstance(support.weight, Tensor) else torch.ones_like(each[:, 0])
         embedding = (weight @ each) / weight.sum()
         if ways is None:
-            return TaskEncoderFast(embedding, ())
+            return TaskEncoderFast(embedding, (), ())
         features = network.apply(meta.network, (support.x, embedding))
-        return TaskEncoderFast(embedding, prototypes("task_encoder", features, support, ways))
+        return TaskEncoderFast(embedding, *prototypes("task_encoder", features, support, ways))
 
     def predict(fast: TaskEncoderFast, meta: TaskEncoderParams, x: Tree) -> Tree:
         found = network.apply(meta.network, (x, fast.embedding))
-        if isinstance(fast.prototypes, Tensor):
-            return -squared_distances(check_features("task_encoder", found), fast.prototypes)
-        return found
+        if ways is None:
+            return found
+        return fast.absence - squared_distances(check_features("task_encoder", found), fast.prototypes)
 
-    return encoder_based("task_encoder", init, adapt, predict, loss, metrics)
+    def held(fast: TaskEncoderFast) -> Tensor:
+        return fast.absence == 0
+
+    return encoder_based("task_encoder", init, adapt, predict, loss, metrics, held if ways is not None else None)

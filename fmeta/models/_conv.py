@@ -75,9 +75,7 @@ def conv4(
         early = form == "pool" and pool == "max" and activation in _MONOTONE
         bias, stride = how.policy not in ("batch", "frozen"), 2 if form == "stride" else 1
         for i in range(1, 5):
-            x = conv3x3(
-                params, f"conv{i}", x, stride=2 if form == "stride" else 1, bias=how.policy not in ("batch", "frozen")
-            )
+            x = conv3x3(params, f"conv{i}", x, stride, bias)
             if early and how.policy == "batch" and how.embedding is None and how.seen is None:
                 x = activation(normalize_pooled(params, f"norm{i}", x))
                 continue

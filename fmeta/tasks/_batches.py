@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from fmeta.core import Examples, InputError, Task, check_counts, fold, permutation, randint, uniform
 from fmeta.core._inner import over_tasks
-from fmeta.tasks._episodes import ClassData, as_floats, turned
+from fmeta.tasks._episodes import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import Sampler, sampler
 
 
@@ -22,15 +22,13 @@ def batches(data: ClassData, *, size: int, rotate: bool = False) -> Sampler:
         rotate: turn each (square) image by 0, 90, 180 or 270 degrees at random, under the same label.
     """
     check_counts("batches", size=size)
-    turning = rotate or bool(data.turns.any())
+    turning = check_turns("batches", data, rotate)
 
     def one(key: Tensor) -> Task:
         label = randint(fold(key, 0), len(data.names), (size,))
         place = (uniform(fold(key, 1), (size,), dtype=torch.float64) * data.size[label]).to(torch.int64)
-        x = as_floats(data.examples[data.start[label] + place])
-        if turning:
-            turns = data.turns[label] + (randint(fold(key, 2), 4, (size,)) if rotate else 0)
-            x = turned(x, turns % 4)
+        turns = data.turns[label] + (randint(fold(key, 2), 4, (size,)) if rotate else 0)
+        x = look_up(data, data.start[label] + place, turns % 4 if turning else None)
         return Task(Examples((), ()), Examples(x, label), fold(key, 3))
 
     return sampler(one)

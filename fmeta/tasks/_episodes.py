@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,24 +26,71 @@ class ClassData(NamedTuple):
         return self._replace(**{f: getattr(self, f).to(device) for f in ("examples", "start", "size", "turns")})
 
 
-def class_data(classes: Mapping[str, Tensor]) -> ClassData:
+def class_data(classes: Mapping[str, Tensor | np.ndarray]) -> ClassData:
     """`ClassData` from named classes of any sizes, each `[example, ...]`.
 
     Raises InputError for no classes, an empty class, or examples of unequal shape or dtype.
     """
     if not classes:
         raise InputError("class_data: got no classes; expected a mapping from names to tensors [example, ...]")
-    if any(t.ndim == 0 for t in classes.values()):
+    found = {name: _numbers("class_data", f"class {name!r}", values) for name, values in classes.items()}
+    if any(t.ndim == 0 for t in found.values()):
         raise InputError("class_data: got a scalar for a class; expected [example, ...]")
-    kind = {(tuple(t.shape[1:]), t.dtype) for t in classes.values()}
+    kind = {(tuple(t.shape[1:]), t.dtype) for t in found.values()}
     if len(kind) > 1:
         raise InputError(f"class_data: examples differ in shape or dtype: {sorted(map(str, kind))}; expected one kind")
-    empty = [name for name, t in classes.items() if not len(t)]
+    empty = [name for name, t in found.items() if not len(t)]
     if empty:
         raise InputError(f"class_data: class {empty[0]!r} has no examples; leave it out")
-    rows = torch.cat(list(classes.values()))
-    size = torch.tensor([len(t) for t in classes.values()], device=rows.device)
-    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(classes))
+    return laid_out(torch.cat(list(found.values())), [len(t) for t in found.values()], list(found))
+
+
+def from_labels(x: Tensor | np.ndarray, y: Tensor | np.ndarray, names: Sequence[str] | None = None) -> ClassData:
+    """`ClassData` from examples `[row, ...]` in any order and their labels, integers `[row]`.
+
+    Args:
+        x: the examples of all classes.
+        y: labels from 0; those that do not occur are no classes.
+        names: of the classes, by label, each with an example; None names a class by its label.
+
+    Raises:
+        InputError: not one integer label per example, a negative label, names that repeat or do not fit the labels.
+    """
+    x, y = _numbers("from_labels", "x", x), _numbers("from_labels", "y", y)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if x.ndim == 0 or not len(x) or y.shape != x.shape[:1] or not whole:
+        raise InputError(
+            f"from_labels: x is {list(x.shape)}, y is {y.dtype} {list(y.shape)}; expected examples [row, ...] and an "
+            "integer label for each, [row]"
+        )
+    labels, counts = (t.tolist() for t in y.to(torch.int64).unique(return_counts=True))
+    if labels[0] < 0:
+        raise InputError(f"from_labels: a label is {labels[0]}; expected 0 or more; leave out rows without a label")
+    if names is not None and (list(range(len(names))) != labels or len(set(names)) < len(names)):
+        raise InputError(
+            f"from_labels: {len(names)} names, {len(set(names))} of them different, for {len(labels)} classes with "
+            f"labels {labels[0]} to {labels[-1]}; expected one name for each label, from 0, and examples of each"
+        )
+    return laid_out(x[y.argsort(stable=True).to(x.device)], counts, names or [str(label) for label in labels])
+
+
+def _numbers(call: str, what: str, values: Tensor | np.ndarray) -> Tensor:
+    """Tensors as they are, arrays of any layout as tensors."""
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufc":
+        return torch.tensor(np.asarray(values, values.dtype.newbyteorder("="), order="C"))
+    came = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+    raise InputError(
+        f"{call}: {what} is {came}; expected a tensor or an array of numbers, all examples of one shape; bring ragged "
+        "examples to one shape first"
+    )
+
+
+def laid_out(rows: Tensor, counts: Sequence[int], names: Sequence[str]) -> ClassData:
+    """`ClassData` from rows that stand class after class, and how many there are of each."""
+    size = torch.tensor(counts, device=rows.device)
+    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(names))
 
 
 def select_classes(data: ClassData, chosen: Tensor) -> ClassData:
@@ -78,12 +126,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
             f"episodes(shots={shots}, query={query}): class {data.names[least]!r} has {int(data.size[least])} "
             f"examples; expected at least shots + query = {shots + query}; ask for fewer, or drop the class"
         )
-    turning = rotate or bool(data.turns.any())
-    if turning and (data.examples.ndim != 4 or data.examples.shape[-1] != data.examples.shape[-2]):
-        raise InputError(
-            f"episodes(rotate={rotate}): examples have shape {list(data.examples.shape[1:])}; expected square images "
-            "[channel, size, size]"
-        )
+    turning = check_turns(f"episodes(rotate={rotate})", data, rotate)
 
     def one(key: Tensor) -> Task:
         drawn = choice(fold(key, 0), classes, ways)
@@ -95,20 +138,31 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
         def take(number: int, begin: int, end: int) -> Examples:
             order = permutation(fold(key, number), ways * (end - begin))
             row, label, turn = (t[:, begin:end].reshape(-1)[order] for t in (rows, labels, turns))
-            x = as_floats(data.examples[row])
-            return Examples(turned(x, turn) if turning else x, label)
+            return Examples(look_up(data, row, turn if turning else None), label)
 
         return Task(take(3, 0, shots), take(4, shots, shots + query), fold(key, 5))
 
     return sampler(one)
 
 
-def as_floats(x: Tensor) -> Tensor:
-    """uint8 images as floats in 0..1; everything else as it is."""
-    return x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
+def check_turns(call: str, data: ClassData, rotate: bool = False) -> bool:
+    """Whether examples are to be turned, which takes square images."""
+    turning = rotate or bool(data.turns.any())
+    if turning and (data.examples.ndim != 4 or data.examples.shape[-1] != data.examples.shape[-2]):
+        raise InputError(
+            f"{call}: examples have shape {list(data.examples.shape[1:])}; expected square images [channel, size, size]"
+        )
+    return turning
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
+def look_up(data: ClassData, rows: Tensor, turns: Tensor | None) -> Tensor:
+    """The examples in these rows, uint8 as 0..1, each by its own number of quarter turns (None: as they are)."""
+    x = data.examples[rows]
+    x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
+    return x if turns is None else _turned(x, turns)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Each image `[example, channel, size, size]` by its own number of quarter turns."""
-    all_four = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)], 1)
-    return all_four.take_along_dim(turns[:, None, None, None, None], 1)[:, 0]
+    turned = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)], 1)
+    return turned.take_along_dim(turns[:, None, None, None, None], 1)[:, 0]

@@ -149,8 +149,8 @@ BUILD = {
 def test_what_does_not_fit_is_named(name):
     learner = BUILD[name]()
     meta = learner.init(KEY)
-    with pytest.raises(InputError, match=rf"{name}: a class of 0 \.\. 2 has no support example; expected every class"):
-        learner.adapt(meta, drawn(KEY, [2, 2, 0]), ())
+    with pytest.raises(InputError, match=rf"{name}: a query example is of class 2, which has no support example"):
+        learner.loss(learner.adapt(meta, drawn(KEY, [2, 2, 0]), ()), meta, QUERY)
     with pytest.raises(InputError, match=rf"{name}: labels run from 0 to 3"):
         learner.adapt(meta, drawn(KEY, [1, 1, 1, 1]), ())
     with pytest.raises(InputError, match=rf"{name}\(ways=1\): expected at least 2"):

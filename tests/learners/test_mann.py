@@ -149,7 +149,7 @@ def test_a_learner_that_needs_a_support_set_refuses_a_stream():
     tasks = STREAMS._replace(query=STREAMS.query._replace(x=STREAMS.query.x[0]))
     for learner, message in (
         (fmeta.maml(net, fmeta.cross_entropy, optimizer=fmeta.sgd(0.1), steps=1), "the task has no support set"),
-        (fmeta.protonet(net, ways=3), "protonet"),
+        (fmeta.protonet(net, ways=3), "protonet: the task has no support set"),
     ):
         with pytest.raises(InputError, match=message):
             fmeta.meta_grad(learner)(learner.init(KEY), tasks)

@@ -153,9 +153,10 @@ EMPTY = SUPPORT._replace(weight=(SUPPORT.y != 1).to(F64))
 
 
 @pytest.mark.parametrize("support", [MISSING, EMPTY], ids=["no example", "weight 0"])
-def test_a_class_without_support_raises(support):
-    with pytest.raises(fmeta.InputError, match=r"protomaml: a class of 0 \.\. 2 has no support example"):
-        protomaml().adapt(META, support, ())
+def test_a_query_of_a_class_without_support_raises(support):
+    learner = protomaml()
+    with pytest.raises(fmeta.InputError, match=r"protomaml: a query example is of class \d, which has no support"):
+        learner.loss(learner.adapt(META, support, ()), META, QUERY)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
@@ -167,16 +168,21 @@ def test_labels_of_any_integer_type_give_the_same_start(dtype):
 
 @pytest.mark.parametrize("gradient", [fmeta.unrolled, fmeta.adjoint])
 def test_a_class_that_one_task_of_a_batch_lacks_raises(gradient):
-    with pytest.raises(fmeta.InputError, match=r"protomaml: a class of 0 \.\. 2 has no support example"):
+    with pytest.raises(fmeta.InputError, match=r"protomaml: a query example is of class 2, which has no support"):
         fmeta.meta_grad(protomaml(), gradient())(META, batch_of(SUPPORT, MISSING))
 
 
-def test_compiled_a_missing_class_is_not_a_number():
+def test_compiled_a_query_of_a_missing_class_is_not_a_number():
     """A graph cannot raise; NaN is what stops `fit`."""
     learner = protomaml()
-    fast = fmeta.compile(fmeta.trajectory(learner.inner, 0), backend="aot_eager")(META, MISSING)[0]
-    assert fast.weight.isnan().all(-1).tolist() == [False, False, True]
-    assert learner.loss(fast, META, QUERY)[0].isnan()
+
+    def loss(support, query):
+        return learner.loss(learner.adapt(META, support, ()), META, query)[0]
+
+    run = fmeta.compile(loss, backend="aot_eager")
+    assert run(MISSING, QUERY).isnan()
+    assert run(SUPPORT, QUERY).isfinite()
+    assert run(MISSING, QUERY._replace(y=QUERY.y.clamp(max=1))).isfinite()
 
 
 def test_labels_out_of_range_are_named():

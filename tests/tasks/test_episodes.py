@@ -4,13 +4,14 @@ import inspect
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta.core import fold
-from fmeta.tasks import class_data, episodes, sampler, select_classes
+from fmeta.tasks import class_data, episodes, from_labels, sampler, select_classes
 
 
 def coded(sizes):
@@ -281,15 +282,79 @@ def test_class_data_moves_as_a_whole():
     assert moved.names == ("class0", "class1")
 
 
+def test_class_data_takes_arrays_of_any_layout():
+    """Read-only, reversed, of the other byte order, and beside tensors; what is taken is a copy."""
+    values = np.arange(6.0).reshape(3, 2)
+    locked = values.copy()
+    locked.setflags(write=False)
+    arrays = {"locked": locked, "other": values.astype(">f8"), "reversed": values[::-1], "turned": values.T.copy().T}
+    data = class_data({**arrays, "tensor": torch.from_numpy(values)})
+    assert data.size.tolist() == [3] * 5
+    for i, array in enumerate([*arrays.values(), values]):
+        assert data.examples[3 * i : 3 * i + 3].tolist() == array.tolist()
+    values[:] = -1.0
+    assert data.examples.min() == 0
+
+
+@pytest.mark.parametrize("convert", [torch.as_tensor, np.asarray])
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "int32", "uint16"])
+def test_from_labels_gathers_each_class(convert, dtype):
+    """Classes in the order of their labels, whatever numbers those are; examples in the order they came."""
+    labels = np.array([7, 2, 7, 40, 2, 7], dtype)
+    data = from_labels(convert(np.arange(12.0).reshape(6, 2)), convert(labels))
+    assert data.names == ("2", "7", "40")
+    assert data.size.tolist() == [2, 3, 1]
+    assert data.examples[:, 0].tolist() == [2, 8, 0, 4, 10, 6]
+    drawn = episodes(select_classes(data, torch.tensor([0, 1])), ways=2, shots=1, query=1)(fmeta.key(0), 50)
+    assert drawn.query.x[..., 0].unique().tolist() == [0, 2, 4, 8, 10]
+
+
+def test_from_labels_is_class_data():
+    """The same data as classes given one by one."""
+    classes = {"ape": torch.randn(2, 3), "bee": torch.randn(4, 3)}
+    data = from_labels(torch.cat(list(classes.values())), torch.tensor([0, 0, 1, 1, 1, 1]), names=["ape", "bee"])
+    expected = class_data(classes)
+    assert data.names == expected.names
+    assert all(torch.equal(a, b) for a, b in zip(data[:4], expected[:4], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "names", "message"),
+    [
+        (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), None, r"x is \[3, 2\], y is torch.int64 \[4\]"),
+        (torch.zeros(3), torch.zeros(3, 1, dtype=torch.int64), None, r"y is torch.int64 \[3, 1\]; expected examples"),
+        (torch.zeros(3), torch.zeros(3), None, r"y is torch.float32 \[3\]; expected .* an integer label for each"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.bool), None, "y is torch.bool"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), None, r"x is \[0, 2\]"),
+        (torch.zeros(()), torch.zeros((), dtype=torch.int64), None, r"x is \[\]"),
+        (torch.zeros(2), torch.tensor([0, -1]), None, "a label is -1; expected 0 or more; leave out rows without"),
+        (torch.zeros(2), torch.tensor([0, 2]), ["a", "b", "c"], "3 names, .* for 2 classes .*examples of each"),
+        (torch.zeros(2), torch.tensor([0, 1]), ["a"], "1 names, 1 of them different, for 2 classes with labels 0 to 1"),
+        (torch.zeros(2), torch.tensor([0, 1]), ["a", "a"], "2 names, 1 of them different, for 2 classes"),
+        ([[1.0], [2.0]], torch.tensor([0, 1]), None, "x is a list; expected a tensor or an array of numbers"),
+        (np.array([[1], [2, 3]], object), torch.tensor([0, 1]), None, "x is an array of object; .*bring ragged"),
+        (torch.zeros(2), np.array(["a", "b"]), None, "y is an array of <U1"),
+    ],
+)  # fmt: skip
+def test_from_labels_refuses(x, y, names, message):
+    """Examples and labels that do not go together, and names that do not fit."""
+    with pytest.raises(fmeta.InputError, match=rf"from_labels: .*{message}"):
+        from_labels(x, y, names)
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
+        ({"a": np.array([[1], [2, 3]], object)}, "class 'a' is an array of object; .*bring ragged examples to one"),
+        ({"a": [[1.0, 2.0]]}, "class 'a' is a list; expected a tensor or an array"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 4))}, r"differ.*\(3,\).*\(4,\)"),
+        ({"a": np.zeros((0, 3))}, "'a' has no examples"),
+        ({"a": np.array(1.0)}, "got a scalar"),
         ({}, "no classes"),
         ({"full": torch.zeros(2, 3), "void": torch.zeros(0, 3)}, "'void' has no examples"),
         ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)}, r"differ.*\(3,\).*\(4,\)"),
         ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 3, dtype=torch.float64)}, r"differ.*float32.*float64"),
     ],
-    ids=["no classes", "empty class", "mixed shapes", "mixed dtypes"],
 )
 def test_class_data_refuses(classes, message):
     """What cannot be drawn from is refused when it is built, not when it is drawn."""

@@ -1,0 +1,89 @@
+"""Tasks from several sources, for training across domains and testing on one that was left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+
+from fmeta.core import InputError, Task, fold, nearest, uniform
+from fmeta.tasks._sampler import Sampler
+
+
+def multi_domain(
+    sources: Mapping[str, Sampler], *, leave_out: str | None = None, weights: Mapping[str, float] | None = None
+) -> Sampler:
+    """Each task from one of the sources, drawn at random. To test on every domain in turn:
+
+        for name in sources:
+            train, test = multi_domain(sources, leave_out=name), sources[name]
+
+    Every source draws the whole batch, and of each task the one from its source stays: all shapes are fixed, so that
+    it compiles.
+
+    Args:
+        sources: samplers by name, whose tasks have the same shapes.
+        leave_out: a source that gives no tasks.
+        weights: how often each source is drawn, in proportion, positive; None draws all equally often.
+
+    Raises:
+        InputError: unknown names, no source, a weight that is missing or not positive; when drawing, sources whose
+            tasks differ in shape or dtype.
+    """
+    if leave_out is not None and leave_out not in sources:
+        raise InputError(f"multi_domain(leave_out={leave_out!r}): no such source; {nearest(leave_out, sources)}")
+    kept = {name: source for name, source in sources.items() if name != leave_out}
+    if not kept:
+        raise InputError("multi_domain: no sources are left; expected at least one")
+    shares = _shares(sources, list(kept), weights)
+    edges = list(itertools.accumulate(share / sum(shares) for share in shares))[:-1]
+
+    def sample(key: Tensor, count: int) -> Task:
+        drawn = {name: source(fold(key, i), count) for i, (name, source) in enumerate(kept.items(), 1)}
+        _check_alike(drawn)
+        place = uniform(fold(key, 0), (count,), dtype=torch.float64)
+
+        def pick(first: Tensor, *others: Tensor) -> Tensor:
+            for edge, other in zip(edges, others, strict=True):
+                first = torch.where((place >= edge).view(-1, *[1] * (other.ndim - 1)), other, first)
+            return first
+
+        return tree_map(pick, *drawn.values())
+
+    return sample
+
+
+def _shares(sources: Mapping[str, Sampler], kept: list[str], weights: Mapping[str, float] | None) -> list[float]:
+    if weights is None:
+        return [1.0] * len(kept)
+    for name in weights:
+        if name not in sources:
+            raise InputError(f"multi_domain(weights=…): no source {name!r}; {nearest(name, sources)}")
+    for name in kept:
+        if not 0.0 < weights.get(name, 0.0) < float("inf"):
+            raise InputError(
+                f"multi_domain(weights=…): {name!r} has {weights.get(name, 'none')}; expected a positive number; to do "
+                "without a source leave it out"
+            )
+    return [float(weights[name]) for name in kept]
+
+
+def _check_alike(drawn: Mapping[str, Task]) -> None:
+    """The same leaves of the same shapes in all tasks."""
+    leaves = {
+        name: {keystr(path): (list(leaf.shape[1:]), leaf.dtype) for path, leaf in tree_flatten_with_path(tasks)[0]}
+        for name, tasks in drawn.items()
+    }
+    first, *others = leaves
+    for other in others:
+        for place in {**leaves[first], **leaves[other]}:
+            pair = [leaves[name].get(place) for name in (first, other)]
+            if pair[0] != pair[1]:
+                mine, theirs = ("nothing" if p is None else f"{p[1]} {p[0]}" for p in pair)
+                raise InputError(
+                    f"multi_domain: in a task of {first!r} {place} is {mine}, of {other!r} {theirs}; expected the same "
+                    "shapes; give the sources the same ways, shots, query, image size and channels"
+                )

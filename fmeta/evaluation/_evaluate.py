@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, Task, Tree, check_meta, check_tasks
+from fmeta.core import InputError, Learner, Task, Tree, check_counts, check_meta, check_tasks
 from fmeta.core import _tree as tree
 from fmeta.core._inner import over_tasks, trajectory
+from fmeta.evaluation._classification import Calibration, judge, predict_classes
 
 
 class Evaluation(NamedTuple):
     """Query values after adaptation, per task and number of adaptation steps."""
 
     steps: tuple[int, ...]  # inner steps taken; (0,) for learners that do not step
-    values: dict[str, Tensor]  # "loss" and the learner's metrics -> [task, step]
+    values: dict[str, Tensor]  # "loss", the learner's metrics, with `ways` "precision", "recall", "f1" -> [task, step]
     protocol: dict[str, Any]  # what was measured and how
+    calibration: Calibration | None = None  # with `ways`
 
     def mean(self, name: str) -> list[float]:
         return self.values[name].mean(0).tolist()
@@ -38,7 +40,8 @@ class Evaluation(NamedTuple):
             name: {"mean": self.mean(name), "interval95": self.interval(name), "median": self.median(name)}
             for name in self.values
         }
-        return {"protocol": self.protocol, "steps": list(self.steps), **figures}
+        calibration = {"calibration error": self.calibration.summary()} if self.calibration else {}
+        return {"protocol": self.protocol, "steps": list(self.steps), **figures, **calibration}
 
 
 def evaluate(
@@ -47,6 +50,7 @@ def evaluate(
     tasks: Task,
     *,
     steps: Sequence[int] | None = None,
+    ways: int | None = None,
     chunk: int = 100,
     protocol: dict[str, Any] | None = None,
 ) -> Evaluation:
@@ -58,11 +62,16 @@ def evaluate(
         tasks: a batch of tasks; the same list gives the same numbers.
         steps: after how many inner steps to measure, any numbers >= 0, more than in training too; None is the learner's
             own number. A learner without an inner loop is measured once.
+        ways: the classes of a task, for a learner that predicts logits or log-probabilities `[example, way]`: measures
+            precision, recall and F1 too, each the mean over the classes that the query set of the task holds, and the
+            calibration of all tasks together. Examples of weight 0 are left out, all others count once; a prediction
+            with a NaN is wrong, and makes the calibration error NaN.
         chunk: tasks adapted at a time; it bounds the memory.
         protocol: what else to record beside the numbers (ways, shots, split, seed …).
 
     Raises:
-        InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none.
+        InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
+            that do not fit `ways`.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
@@ -74,20 +83,36 @@ def evaluate(
             f"evaluate(steps={list(at)}, chunk={chunk}): expected steps >= 0, at least one, and chunk >= 1"
         )
 
-    def one(m: Tree, task: Task) -> dict[str, Tensor]:
+    if ways is not None:
+        check_counts("evaluate", ways=ways)
+
+    def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
         if learner.inner is None:
             found = [learner.adapt(m, task.support, task.key)]
         else:
             path = trajectory(learner.inner, max(at))(m, task.support, task.key)
             found = [path[k] for k in at]
         pairs = [learner.loss(fast, m, task.query) for fast in found]
-        named = [{"loss": loss, **metrics} for loss, metrics in pairs]
-        return {name: torch.stack([values[name] for values in named]) for name in named[0]}
+        logits = [predict_classes(learner, fast, m, task.query.x, ways) for fast in found] if ways else ()
+        return _stacked([{"loss": loss, **metrics} for loss, metrics in pairs]), torch.stack(logits) if ways else ()
 
     parts = []
     with torch.no_grad():
         for begin in range(0, count, chunk):
             piece = tree.tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
-            parts.append(over_tasks(one)(meta, piece))
-    values = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
-    return Evaluation(at, values, {"tasks": count, **(protocol or {})})
+            values, logits = over_tasks(one)(meta, piece)
+            parts.append((values, judge(logits, piece.query, ways) if ways else ()))
+    values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
+    values = {name: value.double() for name, value in values.items()}
+    protocol = {"tasks": count, **(protocol or {})}
+    if not ways:
+        return Evaluation(at, values, protocol)
+    for name in judged.values:
+        if name in values:
+            raise InputError(f"evaluate(ways={ways}): {learner.name} has a metric {name!r} of its own; rename it")
+    return Evaluation(at, values | judged.values, protocol, judged.calibration)
+
+
+def _stacked(measured: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each value of several measurements, one after another."""
+    return {name: torch.stack([values[name] for values in measured]) for name in measured[0]}

@@ -12,6 +12,7 @@ from torch import Tensor
 from fmeta.core import InputError, Learner, Task, Tree, check_counts, check_meta, check_tasks
 from fmeta.core import _tree as tree
 from fmeta.core._inner import over_tasks, trajectory
+from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
 
 
@@ -19,7 +20,7 @@ class Evaluation(NamedTuple):
     """Query values after adaptation, per task and number of adaptation steps."""
 
     steps: tuple[int, ...]  # inner steps taken; (0,) for learners that do not step
-    values: dict[str, Tensor]  # "loss", the learner's metrics, with `ways` "precision", "recall", "f1" -> [task, step]
+    values: dict[str, Tensor]  # "loss", the learner's metrics, and what was asked for besides -> [task, step]
     protocol: dict[str, Any]  # what was measured and how
     calibration: Calibration | None = None  # with `ways`
 
@@ -51,6 +52,7 @@ def evaluate(
     *,
     steps: Sequence[int] | None = None,
     ways: int | None = None,
+    inductive: bool = False,
     chunk: int = 100,
     protocol: dict[str, Any] | None = None,
 ) -> Evaluation:
@@ -66,12 +68,16 @@ def evaluate(
             precision, recall and F1 too, each the mean over the classes that the query set of the task holds, and the
             calibration of all tasks together. Examples of weight 0 are left out, all others count once; a prediction
             with a NaN is wrong, and makes the calibration error NaN.
+        inductive: measure "loss alone" and "<metric> alone" too, with each query example predicted by itself, beside
+            the support inputs only, and "<metric> gap", the difference that it made to see the query examples together.
+            A network that normalises by batch statistics is transductive without it; for one that does not the gap is
+            0. It takes a forward pass of the support set for every query example. The learner's loss must heed weights.
         chunk: tasks adapted at a time; it bounds the memory.
         protocol: what else to record beside the numbers (ways, shots, split, seed …).
 
     Raises:
         InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
-            that do not fit `ways`.
+            that do not fit `ways`, support and query examples of different shapes with `inductive`.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
@@ -85,6 +91,8 @@ def evaluate(
 
     if ways is not None:
         check_counts("evaluate", ways=ways)
+    if inductive:
+        check_alone(tasks)
 
     def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
         if learner.inner is None:
@@ -92,9 +100,10 @@ def evaluate(
         else:
             path = trajectory(learner.inner, max(at))(m, task.support, task.key)
             found = [path[k] for k in at]
-        pairs = [learner.loss(fast, m, task.query) for fast in found]
+        measured = [_measured(learner, fast, m, task, inductive) for fast in found]
         logits = [predict_classes(learner, fast, m, task.query.x, ways) for fast in found] if ways else ()
-        return _stacked([{"loss": loss, **metrics} for loss, metrics in pairs]), torch.stack(logits) if ways else ()
+        values = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
+        return values, torch.stack(logits) if ways else ()
 
     parts = []
     with torch.no_grad():
@@ -113,6 +122,9 @@ def evaluate(
     return Evaluation(at, values | judged.values, protocol, judged.calibration)
 
 
-def _stacked(measured: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Each value of several measurements, one after another."""
-    return {name: torch.stack([values[name] for values in measured]) for name in measured[0]}
+def _measured(learner: Learner, fast: Tree, meta: Tree, task: Task, inductive: bool) -> dict[str, Tensor]:
+    loss, metrics = learner.loss(fast, meta, task.query)
+    values = {"loss": loss, **metrics}
+    alone = measure_alone(learner, fast, meta, task) if inductive else {}
+    gaps = {f"{name} gap": values[name] - value for name, value in alone.items()}
+    return values | {f"{name} alone": value for name, value in alone.items()} | gaps

@@ -40,7 +40,7 @@ from fmeta.core import (
     trajectory,
     with_precision,
 )
-from fmeta.evaluation import Evaluation, evaluate
+from fmeta.evaluation import Comparison, Evaluation, compare, evaluate
 from fmeta.execution import capture, compile
 from fmeta.gradients import (
     GradientReport,
@@ -81,10 +81,10 @@ from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkp
 __version__ = "0.1.0"
 
 __all__ = [
-    "At", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
+    "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "Info", "Inner", "InputError", "Learner",
     "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Solver", "Task", "TrainState", "Trainer", "accuracy",
     "adam", "adamw", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad", "chunked",
-    "clip_by_global_norm", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct",
+    "clip_by_global_norm", "compare", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct",
     "encoder_based", "evaluate", "evolution", "execution", "first_order", "fit", "fold", "from_module",
     "gradient_based", "imaml", "implicit", "key", "linear_decay", "load_checkpoint", "maml", "maml_plus_plus",
     "masked", "matching", "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum", "mse", "multi_step",

@@ -1,5 +1,7 @@
 """Measuring what adaptation achieves."""
 
+from fmeta.evaluation._classification import Calibration
+from fmeta.evaluation._compare import Comparison, compare
 from fmeta.evaluation._evaluate import Evaluation, evaluate
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Calibration", "Comparison", "Evaluation", "compare", "evaluate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Evaluation(NamedTuple):
 
     steps: tuple[int, ...]  # inner steps taken; (0,) for learners that do not step
     values: dict[str, Tensor]  # "loss", the learner's metrics, and what was asked for besides -> [task, step]
-    protocol: dict[str, Any]  # what was measured and how
+    protocol: dict[str, Any]  # what was measured and how; "task list" is the same for the same tasks alone
     calibration: Calibration | None = None  # with `ways`
 
     def mean(self, name: str) -> list[float]:
@@ -113,7 +114,7 @@ def evaluate(
             parts.append((values, judge(logits, piece.query, ways) if ways else ()))
     values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     values = {name: value.double() for name, value in values.items()}
-    protocol = {"tasks": count, **(protocol or {})}
+    protocol = {"tasks": count, **(protocol or {}), "task list": _fingerprint(tasks)}
     if not ways:
         return Evaluation(at, values, protocol)
     for name in judged.values:
@@ -128,3 +129,12 @@ def _measured(learner: Learner, fast: Tree, meta: Tree, task: Task, inductive: b
     alone = measure_alone(learner, fast, meta, task) if inductive else {}
     gaps = {f"{name} gap": values[name] - value for name, value in alone.items()}
     return values | {f"{name} alone": value for name, value in alone.items()} | gaps
+
+
+def _fingerprint(tasks: Task) -> str:
+    """The same for the same tasks, and for no others."""
+    digest = hashlib.sha256()
+    for name, leaf in tree.named_leaves(tasks).items():
+        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}".encode())
+        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

@@ -83,6 +83,8 @@ def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
     assert [line["step"] for line in lines_of(trained)] == [2, 4]
     assert (trained / "checkpoints" / "00000004" / "state.safetensors").exists()
     evaluation = json.loads((trained / "evaluation.json").read_text())
+    fingerprint = evaluation["protocol"].pop("task list")
+    assert re.fullmatch("[0-9a-f]{12}", fingerprint)
     assert evaluation["protocol"] == {"tasks": 6, "recipe": "sinusoid", "shots": 10, "seed": 0}
     assert evaluation["steps"] == [0, 1, 3]
     assert all(len(evaluation["loss"][figure]) == 3 for figure in ("mean", "interval95", "median"))

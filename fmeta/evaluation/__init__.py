@@ -1,7 +1,8 @@
 """Measuring what adaptation achieves."""
 
+from fmeta.evaluation._class_counts import ClassCounts
 from fmeta.evaluation._classification import Calibration
 from fmeta.evaluation._compare import Comparison, compare
 from fmeta.evaluation._evaluate import Evaluation, evaluate
 
-__all__ = ["Calibration", "Comparison", "Evaluation", "compare", "evaluate"]
+__all__ = ["Calibration", "ClassCounts", "Comparison", "Evaluation", "compare", "evaluate"]

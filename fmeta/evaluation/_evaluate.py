@@ -14,6 +14,7 @@ from fmeta.core import InputError, Learner, Task, Tree, check_counts, check_meta
 from fmeta.core import _tree as tree
 from fmeta.core._inner import over_tasks, trajectory
 from fmeta.evaluation._alone import check_alone, measure_alone
+from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
 
 
@@ -23,7 +24,8 @@ class Evaluation(NamedTuple):
     steps: tuple[int, ...]  # inner steps taken; (0,) for learners that do not step
     values: dict[str, Tensor]  # "loss", the learner's metrics, and what was asked for besides -> [task, step]
     protocol: dict[str, Any]  # what was measured and how; "task list" is the same for the same tasks alone
-    calibration: Calibration | None = None  # with `ways`
+    calibration: Calibration | None = None  # with `ways` or `classes`
+    classes: ClassCounts | None = None  # with `classes`
 
     def mean(self, name: str) -> list[float]:
         return self.values[name].mean(0).tolist()
@@ -43,7 +45,8 @@ class Evaluation(NamedTuple):
             for name in self.values
         }
         calibration = {"calibration error": self.calibration.summary()} if self.calibration else {}
-        return {"protocol": self.protocol, "steps": list(self.steps), **figures, **calibration}
+        classes = self.classes.summary() if self.classes else {}
+        return {"protocol": self.protocol, "steps": list(self.steps), **figures, **calibration, **classes}
 
 
 def evaluate(
@@ -53,6 +56,7 @@ def evaluate(
     *,
     steps: Sequence[int] | None = None,
     ways: int | None = None,
+    classes: TaskClasses | None = None,
     inductive: bool = False,
     chunk: int = 100,
     protocol: dict[str, Any] | None = None,
@@ -69,6 +73,9 @@ def evaluate(
             precision, recall and F1 too, each the mean over the classes that the query set of the task holds, and the
             calibration of all tasks together. Examples of weight 0 are left out, all others count once; a prediction
             with a NaN is wrong, and makes the calibration error NaN.
+        classes: which class each label of each task stands for, int64 `[task, way]`, and the names of all classes, as
+            `(sample.classes(key, count), sample.names)` of `tasks.episodes`. Stands for `ways`, and counts what is
+            taken for what after the last of the steps.
         inductive: measure "loss alone" and "<metric> alone" too, with each query example predicted by itself, beside
             the support inputs only, and "<metric> gap", the difference that it made to see the query examples together.
             A network that normalises by batch statistics is transductive without it; for one that does not the gap is
@@ -78,7 +85,8 @@ def evaluate(
 
     Raises:
         InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
-            that do not fit `ways`, support and query examples of different shapes with `inductive`.
+            that do not fit `ways`, classes that do not fit the tasks, support and query examples of different shapes
+            with `inductive`.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
@@ -89,9 +97,10 @@ def evaluate(
         raise InputError(
             f"evaluate(steps={list(at)}, chunk={chunk}): expected steps >= 0, at least one, and chunk >= 1"
         )
-
     if ways is not None:
         check_counts("evaluate", ways=ways)
+    if classes is not None:
+        ways = check_classes(classes, count, ways)
     if inductive:
         check_alone(tasks)
 
@@ -120,7 +129,8 @@ def evaluate(
     for name in judged.values:
         if name in values:
             raise InputError(f"evaluate(ways={ways}): {learner.name} has a metric {name!r} of its own; rename it")
-    return Evaluation(at, values | judged.values, protocol, judged.calibration)
+    counts = count_classes(judged.truth, judged.predicted, classes) if classes else None
+    return Evaluation(at, values | judged.values, protocol, judged.calibration, counts)
 
 
 def _measured(learner: Learner, fast: Tree, meta: Tree, task: Task, inductive: bool) -> dict[str, Tensor]:

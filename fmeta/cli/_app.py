@@ -1,4 +1,4 @@
-"""The commands: `fmeta train`, `fmeta evaluate`, `fmeta check`."""
+"""The commands of `fmeta`, and those that take few lines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 import fmeta
 from fmeta.cli import _show as show
+from fmeta.cli._compare import compare_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._run import open_run
@@ -29,6 +30,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta train [RECIPE] [--field value ...]     train, then evaluate; --help lists the fields
   fmeta train --resume --run-dir RUN           go on with a run
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
+  fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
 recipes: {", ".join(RECIPES)} (default: {Sinusoid.name})"""
@@ -65,7 +67,12 @@ class EvaluateOptions(LoadOptions):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 where training broke off, 2 for bad input, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "check": _check}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "compare": compare_command,
+        "check": _check,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0

@@ -65,7 +65,7 @@ class Bar:
 
 
 def evaluation_table(result: Evaluation, metric: str) -> Group:
-    percent, digits = _scale(metric)
+    percent, digits = scale(metric)
     what = "query accuracy, %" if metric == "accuracy" else "query error"
     facts = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
     table = Table()
@@ -93,7 +93,7 @@ def class_table(result: Evaluation) -> Table:
 
 def alone_table(result: Evaluation, metric: str) -> Group:
     """The figure without sight of the other query examples, and the difference that made."""
-    percent, digits = _scale(metric)
+    percent, digits = scale(metric)
     table = Table()
     for column in ("adaptation steps", "together", "alone", "gap", "95% interval"):
         table.add_column(column, justify="right")
@@ -105,7 +105,7 @@ def alone_table(result: Evaluation, metric: str) -> Group:
     return Group(Text("query examples predicted together (transductive) and alone:"), table)
 
 
-def _scale(metric: str) -> tuple[float, int]:
+def scale(metric: str) -> tuple[float, int]:
     """The factor and the number of digits that a metric is shown with."""
     return (100.0, 2) if metric in _SHARES else (1.0, 4)
 

@@ -71,7 +71,7 @@ def compare(
         better = "lower" if metric in ("loss", "loss alone") else "higher"
     differences = a.values[metric][:, step] - b.values[metric][:, step]
     low, high = percentiles95(bootstrap_means(differences, key)).tolist()
-    sign = differences.sign() if better == "higher" else -differences.sign()
-    won, lost, tied = ((sign == s).double().mean().item() for s in (1, -1, 0))
+    gains = differences if better == "higher" else -differences
+    won, lost, tied = (kind.double().mean().item() for kind in (gains > 0, gains < 0, gains == 0))
     steps = (a.steps[step], b.steps[step])
     return Comparison(metric, better, steps, differences, differences.mean().item(), (low, high), won, lost, tied)

@@ -48,6 +48,10 @@ def test_shares_by_hand():
     a = measured([1.0, 0.5, 0.5, 0.5])
     found = fmeta.compare(a, b, "accuracy", better="lower")
     assert (found.won, found.lost, found.tied) == (0.0, 0.5, 0.5)
+    found = fmeta.compare(measured([math.nan, 1.0, 0.5, 0.3]), b, "accuracy")  # NaN is neither
+    assert (found.won, found.lost, found.tied) == (0.25, 0.0, 0.5)
+    assert math.isnan(found.mean)
+    assert all(math.isnan(end) for end in found.interval)
 
 
 def test_a_comparison_turned_round_is_the_same_with_the_sign_turned():

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import fmeta
 from fmeta.cli import _show as show
+from fmeta.cli._ablate import ablate_command
 from fmeta.cli._compare import compare_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
@@ -31,6 +32,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta train --resume --run-dir RUN           go on with a run
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
+  fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
 recipes: {", ".join(RECIPES)} (default: {Sinusoid.name})"""
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "compare": compare_command,
+        "ablate": lambda words: ablate_command(*_recipe_name(words)),
         "check": _check,
     }
     if not arguments or arguments[0] in ("-h", "--help"):

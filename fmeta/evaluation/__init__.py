@@ -4,5 +4,8 @@ from fmeta.evaluation._class_counts import ClassCounts
 from fmeta.evaluation._classification import Calibration
 from fmeta.evaluation._compare import Comparison, compare
 from fmeta.evaluation._evaluate import Evaluation, evaluate
+from fmeta.evaluation._intervals import bootstrap_means, t_interval
 
-__all__ = ["Calibration", "ClassCounts", "Comparison", "Evaluation", "compare", "evaluate"]
+__all__ = [
+    "Calibration", "ClassCounts", "Comparison", "Evaluation", "bootstrap_means", "compare", "evaluate", "t_interval",
+]  # fmt: skip

@@ -21,12 +21,14 @@ def main():
             sys.exit(status)
         stored = json.loads(Path(folder, "recipe.json").read_text())
         stored["fields"].pop("data_dir", None)
+        evaluation = json.loads(Path(folder, "evaluation.json").read_text())
+        evaluation.pop("classes", None)  # hundreds
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         # the first interval compiles; the rest is training
         steady = (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["step"] - lines[0]["step"])
         result = {
             "recipe": stored,
-            "evaluation": json.loads(Path(folder, "evaluation.json").read_text()),
+            "evaluation": evaluation,
             "seconds": lines[-1]["seconds"],
             "seconds until the first log": lines[0]["seconds"],
             "seconds per meta-step after it": steady,

@@ -1,13 +1,11 @@
-"""The commands: `fmeta train`, `fmeta evaluate`, `fmeta check`."""
+"""The commands of `fmeta`, and those that take few lines."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +15,28 @@ from rich.console import Console
 
 import fmeta
 from fmeta.cli import _show as show
+from fmeta.cli._ablate import ablate_command
+from fmeta.cli._compare import compare_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
-from fmeta.cli._run import Run, change_run, check_resume, create_run, open_run
-from fmeta.core import InputError, Learner, Tree, fold, nearest
-from fmeta.evaluation import Evaluation, evaluate
-from fmeta.execution import compiler_problem
+from fmeta.cli._run import open_run
+from fmeta.cli._train import train_run
+from fmeta.cli._trained import LoadOptions, load, measure
+from fmeta.core import InputError, fold, nearest
 from fmeta.gradients import check_meta_grad
-from fmeta.training import NonFiniteError, best_checkpoint, checkpoints, fit, load_checkpoint, trainer
+from fmeta.training import NonFiniteError
 
 _USAGE = f"""usage: fmeta COMMAND
 
   fmeta train [RECIPE] [--field value ...]     train, then evaluate; --help lists the fields
   fmeta train --resume --run-dir RUN           go on with a run
-  fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run
+  fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
+  fmeta compare RUN RUN ...                    several runs on the same test tasks
+  fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
 recipes: {", ".join(RECIPES)} (default: {Sinusoid.name})"""
 
-console = Console()
 errors = Console(stderr=True)
 
 
@@ -50,7 +51,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(LoadOptions):
     """The test figures of a run, by the protocol it was trained with."""
 
     run: tyro.conf.Positional[Path]
@@ -59,12 +60,8 @@ class EvaluateOptions:
     """test tasks; the recipe's number if left out"""
     steps: tuple[int, ...] | None = None
     """adaptation steps after which to measure; the recipe's if left out"""
-    checkpoint: str = "last"
-    """last, best (on the validation tasks), or the number of a step"""
-    device: str | None = None
-    """where to run; the recipe's if left out"""
-    data_dir: str | None = None
-    """where the data is now; the recipe's if left out"""
+    inductive: bool = False
+    """measure each query example by itself too: what the network owes to seeing them together"""
     json: bool = False
     """print JSON in place of the table"""
 
@@ -72,7 +69,13 @@ class EvaluateOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 where training broke off, 2 for bad input, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "check": _check}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "compare": compare_command,
+        "ablate": lambda words: ablate_command(*_recipe_name(words)),
+        "check": _check,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -94,121 +97,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Saying(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
-
-
-@contextlib.contextmanager
-def _measurements() -> Iterator[None]:
-    """Says what fmeta measured and chose."""
-    logger, saying = logging.getLogger("fmeta"), _Saying(logging.INFO)
-    logger.addHandler(saying)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(saying)
-
-
 def _train(arguments: list[str]) -> None:
     recipe, options = _parse_train(arguments)
-    if options.resume:
-        assert options.run_dir is not None
-        run = open_run(options.run_dir)
-        check_resume(run, recipe)
-        experiment = recipe.experiment()
-        run = change_run(run, recipe)
-    else:
-        experiment = recipe.experiment()  # before the folder: bad choices leave none behind
-        scope = "none" if compiler_problem() else recipe.compile
-        if scope != recipe.compile:
-            _say(f"running eager: {compiler_problem()}")
-        run = create_run(recipe, scope, options.run_dir)
-    recipe = run.recipe
-    _say(f"{recipe.name}: {recipe.learner}, compile {run.scope}, run folder {run.folder}")
-    found = checkpoints(run.folder / "checkpoints") if options.resume else []
-    learner = experiment.learner
-    with _measurements(), show.Bar(console, recipe.iterations, found[-1][0] if found else 0) as bar:
-        try:
-            state = fit(
-                learner,
-                experiment.optimizer,
-                experiment.train,
-                key=recipe.key(),
-                iterations=recipe.iterations,
-                meta_batch=recipe.meta_batch,
-                gradient=experiment.gradient,
-                scope=run.scope,
-                run_dir=run.folder,
-                resume=options.resume,
-                validate=lambda meta: evaluate(learner, meta, experiment.validation).mean("loss")[0],
-                log_every=recipe.log_every,
-                save_every=recipe.save_every,
-                progress=bar,
-            )
-        except KeyboardInterrupt:
-            _say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
-            raise
-    _conclude(run, learner, state.meta, experiment.metric)
-
-
-def _conclude(run: Run, learner: Learner, meta: Tree, metric: str) -> None:
-    result = _test(run.recipe, learner, meta, run.recipe.eval_tasks)
-    (run.folder / "evaluation.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
-    plot = run.folder / "adaptation.png"
-    if metric == "loss":
-        show.plot_regression(plot, learner, meta, run.recipe.test_tasks(3), max(1, *run.recipe.eval_steps))
-    else:
-        show.plot_curve(plot, result, metric)
-    console.print(show.evaluation_table(result, metric))
-    _say(f"plot: {plot}")
-
-
-def _test(recipe: Recipe, learner: Learner, meta: Tree, tasks: int, steps: tuple[int, ...] | None = None) -> Evaluation:
-    if steps is None and learner.inner is not None:
-        steps = recipe.eval_steps
-    return evaluate(learner, meta, recipe.test_tasks(tasks), steps=steps, protocol=recipe.facts())
+    train_run(recipe, options.run_dir, options.resume)
 
 
 def _evaluate(arguments: list[str]) -> None:
     options = tyro.cli(EvaluateOptions, args=arguments, prog="fmeta evaluate")
-    run = open_run(options.run)
-    moved = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(run.recipe, n)}
-    recipe = dataclasses.replace(run.recipe, **moved)
-    recipe.prepare()
-    learner = recipe.build_learner()
-    meta = load_checkpoint(_chosen(run.folder / "checkpoints", options.checkpoint), _like(recipe, learner)).meta
-    tasks = options.tasks if options.tasks is not None else recipe.eval_tasks
+    trained = load(options.run, options)
+    tasks = options.tasks if options.tasks is not None else trained.recipe.eval_tasks
     if tasks < 2:
         raise InputError(f"evaluate(tasks={tasks}): expected at least 2, for an interval")
-    result = _test(recipe, learner, meta, tasks, options.steps)
+    result, metric = measure(trained, tasks, options.steps, inductive=options.inductive), trained.recipe.metric()
     if options.json:
         print(json.dumps(result.summary()))
-    else:
-        console.print(show.evaluation_table(result, recipe.metric()))
-
-
-def _like(recipe: Recipe, learner: Learner) -> Any:
-    return trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
-
-
-def _chosen(folder: Path, which: str) -> Path:
-    steps = {str(step): step for step, _ in checkpoints(folder)}
-    if steps:
-        steps["last"] = max(steps.values())
-    best = best_checkpoint(folder)
-    if best is not None:
-        steps["best"] = best
-    if which not in steps:
-        raise InputError(
-            f"evaluate(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"
-        )
-    return folder / f"{steps[which]:08d}"
+        return
+    show.console.print(show.evaluation_table(result, metric))
+    if options.inductive:
+        show.console.print(show.alone_table(result, metric))
+    if result.classes:
+        show.console.print(show.class_table(result))
+        confused = "; ".join(f"{name} for {other} ({count})" for name, other, count in result.classes.confused(5))
+        show.say(f"most often confused at adaptation step {result.steps[-1]}: {confused or 'none'}")
 
 
 def _check(arguments: list[str]) -> None:
@@ -217,7 +127,7 @@ def _check(arguments: list[str]) -> None:
     learner = recipe.build_learner()
     tasks = recipe.sampler("train")(fold(recipe.key(), 1), min(recipe.meta_batch, 4))
     report = check_meta_grad(learner, learner.init(recipe.key()), tasks, recipe.meta_gradient())
-    console.print(show.report_table(report))
+    show.console.print(show.report_table(report))
 
 
 def _recipe_name(arguments: list[str]) -> tuple[str, list[str]]:

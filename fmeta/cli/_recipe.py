@@ -16,7 +16,7 @@ import fmeta
 from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key
 from fmeta.execution import Scope
 from fmeta.learners import append
-from fmeta.tasks import Sampler
+from fmeta.tasks import Episodes, Sampler
 
 _COMPARING = ("protonet", "matching", "relation", "ridge")
 _VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
@@ -155,6 +155,11 @@ class Recipe(ABC):
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""
         return self.sampler("test")(fold(self.key(), _TEST), count)
+
+    def test_classes(self, count: int) -> tuple[torch.Tensor, tuple[str, ...]] | None:
+        """Which class each label of the test tasks stands for, and all names; None for a recipe without classes."""
+        source = self.sampler("test")
+        return (source.classes(fold(self.key(), _TEST), count), source.names) if isinstance(source, Episodes) else None
 
     # what a recipe of one domain decides
     @abstractmethod

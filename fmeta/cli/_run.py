@@ -78,7 +78,8 @@ def check_resume(run: Run, asked: Recipe) -> None:
 
 
 def change_run(run: Run, asked: Recipe) -> Run:
-    """The run with another recipe, which `check_resume` has let pass."""
+    """The run with another recipe, which `check_resume` has let pass. Its figures are to be measured again."""
+    (run.folder / "evaluation.json").unlink(missing_ok=True)
     _write(run.folder, asked, run.scope)
     return run._replace(recipe=asked)
 

@@ -18,6 +18,14 @@ from fmeta.core import _tree as tree
 from fmeta.evaluation import Evaluation
 from fmeta.gradients import GradientReport
 
+_SHARES = ("accuracy", "precision", "recall", "f1")  # shown in percent
+
+console = Console()
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 class Bar:
     """A progress bar with means, rate and time left; plain lines where there is no terminal."""
@@ -57,18 +65,49 @@ class Bar:
 
 
 def evaluation_table(result: Evaluation, metric: str) -> Group:
-    percent = 100.0 if metric == "accuracy" else 1.0
+    percent, digits = scale(metric)
     what = "query accuracy, %" if metric == "accuracy" else "query error"
     facts = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
     table = Table()
     for column in ("adaptation steps", "mean", "95% interval", "median"):
         table.add_column(column, justify="right")
-    digits = 2 if metric == "accuracy" else 4
     for row in zip(result.steps, result.mean(metric), result.interval(metric), result.median(metric), strict=True):
         step, mean, half, median = row
         figures = (percent * mean, percent * half, percent * median)
         table.add_row(str(step), f"{figures[0]:.{digits}f}", f"±{figures[1]:.{digits}f}", f"{figures[2]:.{digits}f}")
     return Group(Text(f"{what}: {facts}"), table)
+
+
+def class_table(result: Evaluation) -> Table:
+    """Precision, recall, F1 and calibration, in percent."""
+    assert result.calibration is not None
+    table = Table()
+    for column in ("adaptation steps", "precision", "recall", "F1", "calibration error", "95% interval"):
+        table.add_column(column, justify="right")
+    columns = [result.mean(name) for name in ("precision", "recall", "f1")]
+    rows = zip(result.steps, *columns, result.calibration.error(), result.calibration.interval(), strict=True)
+    for step, *figures, (low, high) in rows:
+        table.add_row(str(step), *(f"{100 * value:.2f}" for value in figures), f"{100 * low:.2f} to {100 * high:.2f}")
+    return table
+
+
+def alone_table(result: Evaluation, metric: str) -> Group:
+    """The figure without sight of the other query examples, and the difference that made."""
+    percent, digits = scale(metric)
+    table = Table()
+    for column in ("adaptation steps", "together", "alone", "gap", "95% interval"):
+        table.add_column(column, justify="right")
+    names = (metric, f"{metric} alone", f"{metric} gap")
+    for step, *means, half in zip(
+        result.steps, *(result.mean(name) for name in names), result.interval(names[-1]), strict=True
+    ):
+        table.add_row(str(step), *(f"{percent * value:.{digits}f}" for value in means), f"±{percent * half:.{digits}f}")
+    return Group(Text("query examples predicted together (transductive) and alone:"), table)
+
+
+def scale(metric: str) -> tuple[float, int]:
+    """The factor and the number of digits that a metric is shown with."""
+    return (100.0, 2) if metric in _SHARES else (1.0, 4)
 
 
 def report_table(report: GradientReport) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,17 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, Task, Tree, check_meta, check_tasks
+from fmeta.core import InputError, Learner, Task, Tree, check_counts, check_meta, check_tasks
 from fmeta.core import _tree as tree
 from fmeta.core._inner import over_tasks, trajectory
+from fmeta.evaluation._alone import check_alone, measure_alone
+from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
+from fmeta.evaluation._classification import Calibration, judge, predict_classes
 
 
 class Evaluation(NamedTuple):
     """Query values after adaptation, per task and number of adaptation steps."""
 
     steps: tuple[int, ...]  # inner steps taken; (0,) for learners that do not step
-    values: dict[str, Tensor]  # "loss" and the learner's metrics -> [task, step]
-    protocol: dict[str, Any]  # what was measured and how
+    values: dict[str, Tensor]  # "loss", the learner's metrics, and what was asked for besides -> [task, step]
+    protocol: dict[str, Any]  # what was measured and how; "task list" is the same for the same tasks alone
+    calibration: Calibration | None = None  # with `ways` or `classes`
+    classes: ClassCounts | None = None  # with `classes`
 
     def mean(self, name: str) -> list[float]:
         return self.values[name].mean(0).tolist()
@@ -38,7 +44,9 @@ class Evaluation(NamedTuple):
             name: {"mean": self.mean(name), "interval95": self.interval(name), "median": self.median(name)}
             for name in self.values
         }
-        return {"protocol": self.protocol, "steps": list(self.steps), **figures}
+        calibration = {"calibration error": self.calibration.summary()} if self.calibration else {}
+        classes = self.classes.summary() if self.classes else {}
+        return {"protocol": self.protocol, "steps": list(self.steps), **figures, **calibration, **classes}
 
 
 def evaluate(
@@ -47,6 +55,9 @@ def evaluate(
     tasks: Task,
     *,
     steps: Sequence[int] | None = None,
+    ways: int | None = None,
+    classes: TaskClasses | None = None,
+    inductive: bool = False,
     chunk: int = 100,
     protocol: dict[str, Any] | None = None,
 ) -> Evaluation:
@@ -58,11 +69,24 @@ def evaluate(
         tasks: a batch of tasks; the same list gives the same numbers.
         steps: after how many inner steps to measure, any numbers >= 0, more than in training too; None is the learner's
             own number. A learner without an inner loop is measured once.
+        ways: the classes of a task, for a learner that predicts logits or log-probabilities `[example, way]`: measures
+            precision, recall and F1 too, each the mean over the classes that the query set of the task holds, and the
+            calibration of all tasks together. Examples of weight 0 are left out, all others count once; a prediction
+            with a NaN is wrong, and makes the calibration error NaN.
+        classes: which class each label of each task stands for, int64 `[task, way]`, and the names of all classes, as
+            `(sample.classes(key, count), sample.names)` of `tasks.episodes`. Stands for `ways`, and counts what is
+            taken for what after the last of the steps.
+        inductive: measure "loss alone" and "<metric> alone" too, with each query example predicted by itself, beside
+            the support inputs only, and "<metric> gap", the difference that it made to see the query examples together.
+            A network that normalises by batch statistics is transductive without it; for one that does not the gap is
+            0. It takes a forward pass of the support set for every query example. The learner's loss must heed weights.
         chunk: tasks adapted at a time; it bounds the memory.
         protocol: what else to record beside the numbers (ways, shots, split, seed …).
 
     Raises:
-        InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none.
+        InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
+            that do not fit `ways`, classes that do not fit the tasks, support and query examples of different shapes
+            with `inductive`.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
@@ -73,21 +97,54 @@ def evaluate(
         raise InputError(
             f"evaluate(steps={list(at)}, chunk={chunk}): expected steps >= 0, at least one, and chunk >= 1"
         )
+    if ways is not None:
+        check_counts("evaluate", ways=ways)
+    if classes is not None:
+        ways = check_classes(classes, count, ways)
+    if inductive:
+        check_alone(tasks)
 
-    def one(m: Tree, task: Task) -> dict[str, Tensor]:
+    def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
         if learner.inner is None:
             found = [learner.adapt(m, task.support, task.key)]
         else:
             path = trajectory(learner.inner, max(at))(m, task.support, task.key)
             found = [path[k] for k in at]
-        pairs = [learner.loss(fast, m, task.query) for fast in found]
-        named = [{"loss": loss, **metrics} for loss, metrics in pairs]
-        return {name: torch.stack([values[name] for values in named]) for name in named[0]}
+        measured = [_measured(learner, fast, m, task, inductive) for fast in found]
+        logits = [predict_classes(learner, fast, m, task.query.x, ways) for fast in found] if ways else ()
+        values = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
+        return values, torch.stack(logits) if ways else ()
 
     parts = []
     with torch.no_grad():
         for begin in range(0, count, chunk):
             piece = tree.tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
-            parts.append(over_tasks(one)(meta, piece))
-    values = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
-    return Evaluation(at, values, {"tasks": count, **(protocol or {})})
+            values, logits = over_tasks(one)(meta, piece)
+            parts.append((values, judge(logits, piece.query, ways) if ways else ()))
+    values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
+    values = {name: value.double() for name, value in values.items()}
+    protocol = {"tasks": count, **(protocol or {}), "task list": _fingerprint(tasks)}
+    if not ways:
+        return Evaluation(at, values, protocol)
+    for name in judged.values:
+        if name in values:
+            raise InputError(f"evaluate(ways={ways}): {learner.name} has a metric {name!r} of its own; rename it")
+    counts = count_classes(judged.truth, judged.predicted, classes) if classes else None
+    return Evaluation(at, values | judged.values, protocol, judged.calibration, counts)
+
+
+def _measured(learner: Learner, fast: Tree, meta: Tree, task: Task, inductive: bool) -> dict[str, Tensor]:
+    loss, metrics = learner.loss(fast, meta, task.query)
+    values = {"loss": loss, **metrics}
+    alone = measure_alone(learner, fast, meta, task) if inductive else {}
+    gaps = {f"{name} gap": values[name] - value for name, value in alone.items()}
+    return values | {f"{name} alone": value for name, value in alone.items()} | gaps
+
+
+def _fingerprint(tasks: Task) -> str:
+    """The same for the same tasks, and for no others."""
+    digest = hashlib.sha256()
+    for name, leaf in tree.named_leaves(tasks).items():
+        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}".encode())
+        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

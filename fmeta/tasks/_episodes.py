@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint
+from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint, split
+from fmeta.core._inner import over_tasks
 from fmeta.tasks._sampler import Sampler, sampler
 
 
@@ -24,6 +26,18 @@ class ClassData(NamedTuple):
 
     def to(self, device: torch.device | str) -> ClassData:
         return self._replace(**{f: getattr(self, f).to(device) for f in ("examples", "start", "size", "turns")})
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A `Sampler` of tasks whose labels are shuffled, and what the labels stand for."""
+
+    sample: Sampler
+    classes: Callable[[Tensor, int], Tensor]  # key, count -> int64 [task, way], positions in `names`, of the same draw
+    names: tuple[str, ...]
+
+    def __call__(self, key: Tensor, count: int) -> Task:
+        return self.sample(key, count)
 
 
 def class_data(classes: Mapping[str, Tensor | np.ndarray]) -> ClassData:
@@ -100,11 +114,11 @@ def select_classes(data: ClassData, chosen: Tensor) -> ClassData:
     return ClassData(data.examples, data.start[chosen], data.size[chosen], data.turns[chosen], names)
 
 
-def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool = False) -> Sampler:
+def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool = False) -> Episodes:
     """N-way K-shot tasks: `x` `[task, ways·shots, ...]` and `[task, ways·query, ...]`, labels `0 .. ways-1`.
 
     Classes and examples are drawn without replacement, so support and query never share an example. Which class gets
-    which label, and the order of the examples, are shuffled in every task.
+    which label, and the order of the examples, are shuffled in every task; `.classes(key, count)` says which it was.
 
     Args:
         data: the classes to draw from; their device is where everything happens.
@@ -128,8 +142,11 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
         )
     turning = check_turns(f"episodes(rotate={rotate})", data, rotate)
 
+    def draw(key: Tensor) -> Tensor:
+        return choice(fold(key, 0), classes, ways)
+
     def one(key: Tensor) -> Task:
-        drawn = choice(fold(key, 0), classes, ways)
+        drawn = draw(key)
         rows = data.start[drawn][:, None] + choice(fold(key, 1), most, shots + query, valid=data.size[drawn])
         labels = torch.arange(ways, device=key.device)[:, None].expand(ways, shots + query)
         turns = data.turns[drawn] + (randint(fold(key, 2), 4, (ways,)) if rotate else 0)
@@ -142,7 +159,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
 
         return Task(take(3, 0, shots), take(4, shots, shots + query), fold(key, 5))
 
-    return sampler(one)
+    return Episodes(sampler(one), lambda key, count: over_tasks(draw, shared=())(split(key, count)), data.names)
 
 
 def check_turns(call: str, data: ClassData, rotate: bool = False) -> bool:

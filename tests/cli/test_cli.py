@@ -83,6 +83,8 @@ def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
     assert [line["step"] for line in lines_of(trained)] == [2, 4]
     assert (trained / "checkpoints" / "00000004" / "state.safetensors").exists()
     evaluation = json.loads((trained / "evaluation.json").read_text())
+    fingerprint = evaluation["protocol"].pop("task list")
+    assert re.fullmatch("[0-9a-f]{12}", fingerprint)
     assert evaluation["protocol"] == {"tasks": 6, "recipe": "sinusoid", "shots": 10, "seed": 0}
     assert evaluation["steps"] == [0, 1, 3]
     assert all(len(evaluation["loss"][figure]) == 3 for figure in ("mean", "interval95", "median"))
@@ -418,6 +420,19 @@ def test_impossible_evaluations_are_refused(trained, fails, options, named):
     assert named in fails("evaluate", trained, *options)
 
 
+def test_evaluate_inductive_adds_each_query_example_alone(trained, capfd):
+    """Without batch statistics the gap is 0."""
+    capfd.readouterr()
+    assert main(["evaluate", str(trained), "--inductive", "--json"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert figures["loss"] == json.loads((trained / "evaluation.json").read_text())["loss"]
+    assert all(abs(value) < 1e-5 for value in figures["loss gap"]["mean"])
+    assert main(["evaluate", str(trained), "--inductive"]) == 0
+    table = capfd.readouterr().out
+    assert "predicted together (transductive) and alone" in words(table)
+    assert all(f"{value:.4f}" in table for value in figures["loss alone"]["mean"])
+
+
 # check
 
 
@@ -579,6 +594,28 @@ def test_omniglot_trains_and_evaluates(omniglot_dir, tmp_path, capfd):
     assert main(["evaluate", str(run), "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == evaluation
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
+
+
+def test_evaluate_shows_what_omniglots_classes_add(omniglot_dir, tmp_path, capfd):
+    """Precision, recall, F1, calibration, characters by name, and the gap that batch norm makes."""
+    run = tmp_path / "run"
+    options = ["--iterations", "1", "--meta-batch", "2", "--width", "4", "--compile", "none", "--eval-tasks", "3"]
+    options += ["--eval-steps", "0", "1", "--data-dir", str(omniglot_dir), "--query", "3", "--run-dir", str(run)]
+    assert main(["train", "omniglot", *options]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", str(run), "--inductive", "--json"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert figures["protocol"]["norm"] == "batch"
+    assert sum(of_class["examples"] for of_class in figures["classes"].values()) == 3 * 15
+    assert all(name.count("/") == 1 for name in figures["classes"])
+    assert any(value != 0 for value in figures["loss gap"]["mean"])
+    assert main(["evaluate", str(run), "--inductive"]) == 0
+    out = capfd.readouterr().out
+    for name in ("precision", "recall", "f1"):
+        assert all(f"{100 * value:.2f}" in out for value in figures[name]["mean"])
+    assert all(f"{100 * value:.2f}" in out for value in figures["calibration error"]["pooled"])
+    name, other, count = figures["confused"][0]
+    assert f"at adaptation step 1: {name} for {other} ({count})" in words(out)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_metrics_are_measured_beside_the_loss():
 def test_summary_is_plain_json_with_the_protocol():
     found = fmeta.evaluate(MAML, MAML.init(key(0)), TASKS, steps=[0, 1], protocol={"ways": 5, "split": "test"})
     summary = json.loads(json.dumps(found.summary(), allow_nan=False))
-    assert summary["protocol"] == {"tasks": 7, "ways": 5, "split": "test"}
+    assert summary["protocol"] == {"tasks": 7, "ways": 5, "split": "test", "task list": found.protocol["task list"]}
     assert summary["steps"] == [0, 1]
     assert summary["loss"] == {
         "mean": found.mean("loss"), "interval95": found.interval("loss"), "median": found.median("loss"),

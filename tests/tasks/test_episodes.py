@@ -81,6 +81,19 @@ def test_support_and_query_are_disjoint_and_of_the_same_classes(shots, query):
         assert len({tuple(example) for example in x.tolist()}) == 4 * (shots + query)
 
 
+def test_classes_says_which_class_each_label_stands_for():
+    """For the same key and count, the tasks in the same order; and compiled too."""
+    sample = episodes(coded([6] * 8), ways=4, shots=2, query=3)
+    tasks, classes = sample(fmeta.key(20), 30), sample.classes(fmeta.key(20), 30)
+    assert classes.shape == (30, 4)
+    assert classes.dtype == torch.int64
+    for examples in (tasks.support, tasks.query):
+        assert torch.equal(classes.gather(1, examples.y), examples.x[..., 0].long())
+    assert sample.names == tuple(f"class{c}" for c in range(8))
+    compiled = torch.compile(sample.classes, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(fmeta.key(20), 30), classes)
+
+
 def test_all_classes_and_all_examples_can_be_asked_for():
     """At the limit the episode is the whole data, in another order."""
     task = split_tasks(episodes(coded([5] * 4), ways=4, shots=2, query=3)(fmeta.key(2), 1))[0]
@@ -162,7 +175,7 @@ def test_same_key_same_episode():
 def test_element_of_a_batch_is_what_its_key_draws_alone(rotate):
     """Task i is `one(split(key, count)[i])`, without vmap and in a batch of any size."""
     draw = episodes(turned_images(6), ways=3, shots=1, query=2, rotate=rotate)
-    one = inspect.getclosurevars(draw).nonlocals["one"]
+    one = inspect.getclosurevars(draw.sample).nonlocals["one"]
     batch, few = draw(fmeta.key(11), 5), draw(fmeta.key(11), 2)
     for i, (task, task_key) in enumerate(zip(split_tasks(batch), fmeta.split(fmeta.key(11), 5), strict=True)):
         assert all(torch.equal(a, b) for a, b in zip(tree_leaves(task), tree_leaves(one(task_key)), strict=True)), i

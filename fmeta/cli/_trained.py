@@ -1,0 +1,81 @@
+"""A trained run: read back from its folder, and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fmeta.cli._recipe import Recipe
+from fmeta.cli._run import open_run
+from fmeta.core import InputError, Learner, Tree, nearest
+from fmeta.evaluation import Evaluation, evaluate
+from fmeta.training import best_checkpoint, checkpoints, load_checkpoint, trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Which state of a run, and where."""
+
+    checkpoint: str = "last"
+    """last, best (on the validation tasks), or the number of a step"""
+    device: str | None = None
+    """where to run; the recipe's if left out"""
+    data_dir: str | None = None
+    """where the data is now; the recipe's if left out"""
+
+
+class Trained(NamedTuple):
+    recipe: Recipe
+    learner: Learner
+    meta: Tree
+
+
+def load(folder: Path, options: LoadOptions) -> Trained:
+    """Raises InputError where the folder holds no run, or not that checkpoint."""
+    recipe = open_run(folder).recipe
+    moved = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(recipe, n)}
+    recipe = dataclasses.replace(recipe, **moved)
+    recipe.prepare()
+    learner = recipe.build_learner()
+    like = trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
+    state = load_checkpoint(_chosen(folder / "checkpoints", options.checkpoint), like)
+    return Trained(recipe, learner, state.meta)
+
+
+def measure(
+    trained: Trained,
+    tasks: int,
+    steps: tuple[int, ...] | None = None,
+    *,
+    inductive: bool = False,
+    source: Recipe | None = None,
+) -> Evaluation:
+    """On the test tasks of its own recipe, or of another as `source`; after the steps of its own."""
+    if steps is None and trained.learner.inner is not None:
+        steps = trained.recipe.eval_steps
+    source = source or trained.recipe
+    return evaluate(
+        trained.learner,
+        trained.meta,
+        source.test_tasks(tasks),
+        steps=steps,
+        classes=source.test_classes(tasks),
+        inductive=inductive,
+        protocol=trained.recipe.facts(),
+    )
+
+
+def _chosen(folder: Path, which: str) -> Path:
+    steps = {str(step): step for step, _ in checkpoints(folder)}
+    if steps:
+        steps["last"] = max(steps.values())
+    best = best_checkpoint(folder)
+    if best is not None:
+        steps["best"] = best
+    if which not in steps:
+        raise InputError(
+            f"evaluate(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"
+        )
+    return folder / f"{steps[which]:08d}"

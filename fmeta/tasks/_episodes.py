@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint
 from fmeta.tasks._sampler import Sampler, sampler
+
+Split = Literal["train", "validation", "test"]
 
 
 class ClassData(NamedTuple):

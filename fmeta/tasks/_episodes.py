@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint, split
 from fmeta.core._inner import over_tasks
 from fmeta.tasks._sampler import Sampler, sampler
+
+Split = Literal["train", "validation", "test"]
 
 
 class ClassData(NamedTuple):

@@ -5,25 +5,21 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from fmeta.core import InputError, cache_folder
-from fmeta.tasks._episodes import ClassData, laid_out
+from fmeta.core import InputError
+from fmeta.tasks._cache import cached_file
+from fmeta.tasks._episodes import ClassData, Split, laid_out
 from fmeta.tasks._images import decode
 from fmeta.tasks._pickle import load_arrays
-
-Split = Literal["train", "validation", "test"]
 
 _PARTS = {"train": ("train", 64), "validation": ("val", 16), "test": ("test", 20)}  # name in files, classes
 _IMAGES, _SIZE = 600, 84
@@ -110,18 +106,7 @@ def _kept(sources: list[Path], more: str, read: Callable[[], tuple[Tensor, list[
     """The file in the cache folder with what `read` gives, read once for the sources as they are now."""
     stamps = [(str(s.resolve()), s.stat().st_size, s.stat().st_mtime_ns) for s in sources]
     digest = hashlib.sha256(json.dumps([stamps, more, _IMAGES]).encode()).hexdigest()[:16]
-    cached = cache_folder() / f"mini_imagenet-{digest}.safetensors"
-    try:
-        with safe_open(cached, "pt"):
-            return cached
-    except (OSError, SafetensorError):
-        pass  # not decoded yet, or half a file
-    images, names = read()
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cached.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"images": images}, fresh, {"names": json.dumps(names)})
-    os.replace(fresh, cached)
-    return cached
+    return cached_file(f"mini_imagenet-{digest}", read)
 
 
 def _listed(folder: Path, split: str) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,16 +14,14 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fmeta.core import InputError, cache_folder, key, permutation
+from fmeta.tasks._cache import cached_images
 from fmeta.tasks._download import fetch
-from fmeta.tasks._episodes import ClassData, select_classes
+from fmeta.tasks._episodes import ClassData, Split, select_classes
 
 Protocol = Literal["finn", "vinyals", "lake"]
-Split = Literal["train", "validation", "test"]
 
 _ARCHIVES = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _LISTS = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals/"
@@ -87,19 +84,12 @@ def load_omniglot(data_dir: str | Path | None = None) -> tuple[Tensor, list[str]
     """
     sources = [_source(part, data_dir) for part in _PARTS]
     digest = hashlib.sha256("".join(_fingerprint(s) for s in sources).encode()).hexdigest()[:16]
-    cached = cache_folder() / f"omniglot-{digest}.safetensors"
-    try:
-        with safe_open(cached, "pt") as file:
-            return file.get_tensor("images"), json.loads(file.metadata()["names"])
-    except (OSError, SafetensorError):
-        pass  # not decoded yet, or half a file
-    decoded = [_decode(source, part) for part, source in zip(_PARTS, sources, strict=True)]
-    images, names = torch.cat([d[0] for d in decoded]), decoded[0][1] + decoded[1][1]
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cached.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"images": images}, fresh, {"names": json.dumps(names)})
-    os.replace(fresh, cached)
-    return images, names
+
+    def decode() -> tuple[Tensor, list[str]]:
+        decoded = [_decode(source, part) for part, source in zip(_PARTS, sources, strict=True)]
+        return torch.cat([d[0] for d in decoded]), decoded[0][1] + decoded[1][1]
+
+    return cached_images(f"omniglot-{digest}", decode)
 
 
 def _source(part: str, data_dir: str | Path | None) -> Path:

@@ -2,6 +2,6 @@
 
 from fmeta.cli._app import main
 from fmeta.cli._recipe import Experiment, Recipe
-from fmeta.cli._recipes import RECIPES, Omniglot, Sinusoid
+from fmeta.cli._recipes import RECIPES, Glyphs, Omniglot, Sinusoid
 
-__all__ = ["RECIPES", "Experiment", "Omniglot", "Recipe", "Sinusoid", "main"]
+__all__ = ["RECIPES", "Experiment", "Glyphs", "Omniglot", "Recipe", "Sinusoid", "main"]

@@ -11,7 +11,8 @@ import torch
 import fmeta
 from fmeta.cli._recipe import Recipe
 from fmeta.core import InputError, Model, nearest
-from fmeta.tasks import Sampler, episodes, omniglot, sinusoid
+from fmeta.execution import Scope
+from fmeta.tasks import Sampler, episodes, glyphs, omniglot, sinusoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,9 @@ class Sinusoid(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omniglot(Recipe):
-    """Few-shot Omniglot by the protocol of Finn et al. 2017: 5-way 1-shot, 1,100 / 100 / 423 characters, rotations."""
+class Images(Recipe):
+    """The choices of every recipe that classifies images of characters, 28x28."""
 
-    data_dir: str | None = None
-    """folder with images_background and images_evaluation, as folders or zip archives; none downloads them"""
-    protocol: Literal["finn", "vinyals", "lake"] = "finn"
-    """split: Finn's 1,100 / 100 / 423 characters, Vinyals' rotated classes, or Lake's background and evaluation sets"""
     ways: int = 5
     """classes of a task"""
     network: Literal["stride", "pool", "conv2"] = "stride"
@@ -58,7 +55,6 @@ class Omniglot(Recipe):
     """what protonet compares by"""
     full_context: bool = False
     """full context embeddings of matching"""
-    iterations: int = 60_000
     meta_batch: int = 32
     shots: int = 1
     query: int = 1
@@ -66,13 +62,6 @@ class Omniglot(Recipe):
     log_every: int = 50
     save_every: int = 500
     eval_steps: tuple[int, ...] = (0, 1, 2, 3)
-
-    name: ClassVar[str] = "omniglot"
-    movable: ClassVar[tuple[str, ...]] = (*Recipe.movable, "data_dir")
-
-    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
-        data = omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())
-        return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
 
     def model(self) -> Model:
         ways = None if self.encodes else self.ways
@@ -102,14 +91,55 @@ class Omniglot(Recipe):
         return "accuracy"
 
     def facts(self) -> dict[str, Any]:
-        split = {"split": f"{self.protocol} test", "ways": self.ways, "query": self.query, "norm": self.norm}
-        return super().facts() | split
+        return super().facts() | {"split": "test", "ways": self.ways, "query": self.query, "norm": self.norm}
 
     def losses(self) -> dict[str, Any]:
         return {"loss": fmeta.cross_entropy, "metrics": {"accuracy": fmeta.accuracy}}
 
 
-RECIPES: dict[str, type[Recipe]] = {r.name: r for r in (Sinusoid, Omniglot)}
+@dataclass(frozen=True, kw_only=True)
+class Omniglot(Images):
+    """Few-shot Omniglot by the protocol of Finn et al. 2017: 5-way 1-shot, 1,100 / 100 / 423 characters, rotations."""
+
+    data_dir: str | None = None
+    """folder with images_background and images_evaluation, as folders or zip archives; none downloads them"""
+    protocol: Literal["finn", "vinyals", "lake"] = "finn"
+    """split: Finn's 1,100 / 100 / 423 characters, Vinyals' rotated classes, or Lake's background and evaluation sets"""
+    iterations: int = 60_000
+
+    name: ClassVar[str] = "omniglot"
+    movable: ClassVar[tuple[str, ...]] = (*Recipe.movable, "data_dir")
+
+    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+        data = omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())
+        return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"split": f"{self.protocol} test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glyphs(Images):
+    """Few-shot characters that are drawn from fonts: 5-way 1-shot on scripts never seen, needs no data."""
+
+    drawings: int = 20
+    """drawings of each character"""
+    iterations: int = 800
+    meta_batch: int = 16
+    outer_lr: float = 3e-3
+    outer_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    width: int = 32
+    threads: int = 1  # a second one gains a third, and stalls where the core is shared
+    compile: Scope = "none"  # so short a run ends before a compiler has earned its time
+
+    name: ClassVar[str] = "glyphs"
+
+    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+        data = glyphs(split, drawings=self.drawings).to(self.where())
+        return episodes(data, ways=self.ways, shots=self.shots, query=self.query)
+
+
+RECIPES: dict[str, type[Recipe]] = {r.name: r for r in (Sinusoid, Omniglot, Glyphs)}
 
 
 def recipe_class(name: str) -> type[Recipe]:

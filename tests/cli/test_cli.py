@@ -538,7 +538,7 @@ def test_help_and_version(capfd):
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
         out = capfd.readouterr().out
-        assert all(word in out for word in ("train", "evaluate", "check", "sinusoid", "omniglot"))
+        assert all(word in out for word in ("train", "evaluate", "check", "sinusoid", "omniglot", "glyphs"))
     assert main(["--version"]) == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capfd.readouterr().out)
     with pytest.raises(SystemExit) as caught:
@@ -648,4 +648,40 @@ def test_omniglot_without_its_data_names_the_folder_and_makes_no_run(tmp_path, f
     (tmp_path / "empty").mkdir()
     message = fails("train", "omniglot", "--data-dir", tmp_path / "empty", "--run-dir", tmp_path / "run")
     assert str(tmp_path / "empty") in message
+    assert not (tmp_path / "run").exists()
+
+
+# glyphs
+
+OFFLINE = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        raise OSError("the network is cut off")
+
+sys.addaudithook(refuse)
+from fmeta.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_glyphs_train_and_evaluate_without_data_and_network(tmp_path):
+    run, environment = tmp_path / "run", {**os.environ, "OMP_NUM_THREADS": "1", "FMETA_CACHE": str(tmp_path / "cache")}
+    tiny = ["--iterations", "2", "--meta-batch", "2", "--width", "4", "--drawings", "2", "--eval-tasks", "4"]
+    for arguments in (["train", "glyphs", *tiny, "--run-dir", run], ["evaluate", run, "--tasks", "3"]):
+        command = [sys.executable, "-c", OFFLINE, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "query accuracy, %: tasks" in words(done.stdout)
+        assert "recipe glyphs" in words(done.stdout)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert (evaluation["protocol"]["split"], evaluation["protocol"]["ways"]) == ("test", 5)
+    assert evaluation["steps"] == [0, 1, 2, 3]
+    assert [p.name.partition("-")[0] for p in (tmp_path / "cache").glob("*.safetensors")] == ["glyphs"]
+
+
+def test_glyphs_refuse_more_examples_than_drawings(tmp_path, fails):
+    message = fails("train", "glyphs", "--drawings", "2", "--query", "2", "--run-dir", tmp_path / "run")
+    assert "has 2 examples; expected at least shots + query = 3" in message
     assert not (tmp_path / "run").exists()

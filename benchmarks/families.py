@@ -175,13 +175,13 @@ METHODS = {
     "scratch: the support set alone": Method(
         None,
         lambda ways, shots: fmeta.maml(
-            classifier(ways), fmeta.cross_entropy, optimizer=fmeta.adam(1e-3), steps=50, metrics=ACCURACY
+            classifier(ways), fmeta.cross_entropy, optimizer=fmeta.adam(2e-3), steps=20, metrics=ACCURACY
         ),
-        50,
+        20,
     ),
     "maml": stepping(of_maml, published=(98.7, 99.9, 95.8)),
     "fomaml": stepping(of_maml, gradient=fmeta.first_order(), published=(98.3, 99.2, 89.4)),
-    "reptile": Method(train_reptile, lambda ways, shots: reptile(ways * shots), 50, published=(97.7, 99.5, 89.4)),
+    "reptile": Method(train_reptile, lambda ways, shots: reptile(ways * shots), 20, published=(97.7, 99.5, 89.4)),
     "anil": stepping(own("anil", 2.0, 1, adapt="head.*")),
     "boil": stepping(own("boil", 2.0, 1)),
     "meta_sgd": stepping(

@@ -1,6 +1,7 @@
 """Meta-learning as pure functions: exact, batched and compiled meta-gradients on torch.func."""
 
 from fmeta import execution, models, tasks, testing
+from fmeta._use import Adapted, Predictions, adapt
 from fmeta.core import (
     At,
     Examples,
@@ -88,15 +89,16 @@ from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkp
 __version__ = "0.1.0"
 
 __all__ = [
-    "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info", "Inner",
-    "InputError", "Learner", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Solver", "Task", "TrainState",
-    "Trainer", "accuracy", "adam", "adamw", "adapt_tasks", "adjoint", "anil", "boil", "capture", "cavia", "cg",
-    "chain", "check_meta_grad", "chunked", "clip_by_global_norm", "compare", "compile", "convolution",
-    "cosine_decay", "cross_entropy", "difference", "direct", "encoder_based", "evaluate", "evolution", "execution",
-    "fine_tune", "first_order", "fit", "fold", "from_module", "gradient_based", "imaml", "implicit", "in_context",
-    "key", "linear_decay", "load_checkpoint", "maml", "maml_plus_plus", "mann", "masked", "matching",
-    "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann",
-    "one_hot_error", "per_step", "protomaml", "protonet", "relation", "reptile", "ridge", "rmsprop",
-    "save_checkpoint", "sgd", "split", "starting_from", "step_decay", "supervised", "task_encoder", "tasks",
-    "testing", "trainer", "trajectory", "truncated", "unrolled", "with_inner", "with_precision",
+    "Adapted", "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info",
+    "Inner", "InputError", "Learner", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Predictions",
+    "Solver", "Task", "TrainState", "Trainer", "accuracy", "adam", "adamw", "adapt", "adapt_tasks", "adjoint",
+    "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad", "chunked", "clip_by_global_norm",
+    "compare", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct", "encoder_based",
+    "evaluate", "evolution", "execution", "fine_tune", "first_order", "fit", "fold", "from_module",
+    "gradient_based", "imaml", "implicit", "in_context", "key", "linear_decay", "load_checkpoint", "maml",
+    "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum",
+    "mse", "multi_step", "neumann", "one_hot_error", "per_step", "protomaml", "protonet", "relation", "reptile",
+    "ridge", "rmsprop", "save_checkpoint", "sgd", "split", "starting_from", "step_decay", "supervised",
+    "task_encoder", "tasks", "testing", "trainer", "trajectory", "truncated", "unrolled", "with_inner",
+    "with_precision",
 ]  # fmt: skip

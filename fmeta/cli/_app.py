@@ -17,6 +17,7 @@ import fmeta
 from fmeta.cli import _show as show
 from fmeta.cli._ablate import ablate_command
 from fmeta.cli._compare import compare_command
+from fmeta.cli._predict import predict_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._run import open_run
@@ -33,6 +34,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
+  fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
 recipes: {", ".join(RECIPES)} (default: {Sinusoid.name})"""
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "compare": compare_command,
         "ablate": lambda words: ablate_command(*_recipe_name(words)),
+        "predict": predict_command,
         "check": _check,
     }
     if not arguments or arguments[0] in ("-h", "--help"):

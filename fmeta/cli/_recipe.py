@@ -16,9 +16,9 @@ import fmeta
 from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key
 from fmeta.execution import Scope
 from fmeta.learners import append
-from fmeta.tasks import Episodes, Sampler
+from fmeta.tasks import Episodes, Sampler, Split
 
-_COMPARING = ("protonet", "matching", "relation", "ridge")
+_COMPARING = ("protonet", "matching", "relation", "ridge", "task_encoder", "mann")
 _VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
 
 
@@ -39,7 +39,7 @@ class Recipe(ABC):
 
     learner: Literal[
         "maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "imaml", "protomaml", "maml_plus_plus",
-        "meta_curvature", "protonet", "matching", "relation", "ridge",
+        "meta_curvature", "protonet", "matching", "relation", "ridge", "task_encoder", "mann",
     ] = "maml"  # fmt: skip
     """algorithm"""
     gradient: Literal[
@@ -163,7 +163,7 @@ class Recipe(ABC):
 
     # what a recipe of one domain decides
     @abstractmethod
-    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+    def sampler(self, split: Split) -> Sampler:
         """Draws tasks of one split."""
 
     @abstractmethod
@@ -190,7 +190,7 @@ class Recipe(ABC):
         return self.learner in ("protomaml", *_COMPARING)
 
     def comparing(self) -> dict[str, Any]:
-        """Options of the learners that compare with the support set, at hand for classes only."""
+        """Options of the learners without an inner loop, at hand for classes only."""
         raise InputError(f"recipe {self.name}(learner={self.learner!r}): it needs classes; expected another learner")
 
     def each_step(self) -> dict[str, str]:

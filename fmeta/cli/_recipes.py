@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,9 +11,9 @@ import torch
 
 import fmeta
 from fmeta.cli._recipe import Recipe
-from fmeta.core import InputError, Model, nearest
+from fmeta.core import InputError, Learner, Model, nearest
 from fmeta.execution import Scope
-from fmeta.tasks import Sampler, episodes, glyphs, omniglot, sinusoid
+from fmeta.tasks import ClassData, Episodes, Sampler, Split, episodes, glyphs, omniglot, sinusoid, stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Sinusoid(Recipe):
 
     name: ClassVar[str] = "sinusoid"
 
-    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
+    def sampler(self, split: Split) -> Sampler:
         return sinusoid(shots=self.shots, query=self.query if split == "train" else 100)
 
     def model(self) -> Model:
@@ -49,8 +50,9 @@ class Images(Recipe):
     """Finn's strided Conv4, the max-pool Conv4, or the textbooks' two-layer net"""
     width: int = 64
     """channels of Conv4"""
-    norm: Literal["batch", "group", "none"] = "batch"
-    """normalisation in Conv4; batch uses the statistics of the present batch, in test too (transductive)"""
+    norm: Literal["batch", "support", "task", "group", "none"] = "batch"
+    """whose statistics Conv4 normalises by: the present batch's, in test too (transductive), the support set's, the
+    support set's mixed with the example's own (TaskNorm), the example's own"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """what protonet compares by"""
     full_context: bool = False
@@ -62,6 +64,40 @@ class Images(Recipe):
     log_every: int = 50
     save_every: int = 500
     eval_steps: tuple[int, ...] = (0, 1, 2, 3)
+
+    size: ClassVar[int] = 28
+
+    @abstractmethod
+    def data(self, split: Split) -> ClassData:
+        """The classes of a split."""
+
+    def episodes(self, split: Split) -> Episodes:
+        return episodes(self.data(split), ways=self.ways, shots=self.shots, query=self.query)
+
+    def sampler(self, split: Split) -> Sampler:
+        drawn = self.episodes(split)
+        return stream(drawn, ways=self.ways) if self.learner == "mann" else drawn
+
+    def pictures(self, images: torch.Tensor) -> torch.Tensor:
+        """One's own pictures, uint8 `[picture, 1, size, size]`, as the data is: ink bright on dark paper, in 0..1.
+
+        Paper is what most of a picture's border shows.
+        """
+        border = torch.cat([images[..., [0, -1], :].flatten(1), images[..., :, [0, -1]].flatten(1)], 1).float()
+        bright = (border.median(1).values > 127.5)[:, None, None, None]
+        return torch.where(bright, 255 - images, images).float() / 255.0
+
+    def build_learner(self) -> Learner:
+        learner = super().build_learner()
+        return fmeta.in_context(learner) if self.norm in ("support", "task") and self.network != "conv2" else learner
+
+    def check(self) -> None:
+        super().check()
+        if self.learner == "mann" and self.network != "conv2" and self.norm not in ("group", "none"):
+            raise InputError(
+                f"recipe(learner='mann', norm={self.norm!r}): batch statistics would look ahead in the stream, and it "
+                "has no support set; expected norm 'group' or 'none'"
+            )
 
     def model(self) -> Model:
         ways = None if self.encodes else self.ways
@@ -77,8 +113,15 @@ class Images(Recipe):
             "matching": {"full_context": features if self.full_context else None},
             "relation": {"comparison": fmeta.models.mlp([2 * features, 64, 1])},
             "ridge": {},
+            "task_encoder": {"network": self._modulated(features)},
+            "mann": {"features": features, "instances": self.shots + self.query},
         }
-        return {"ways": self.ways, "metrics": metrics, **own[self.learner]}
+        return {"ways": self.ways, **({} if self.learner == "mann" else {"metrics": metrics}), **own[self.learner]}
+
+    def _modulated(self, embedding: int) -> Model:
+        if self.network == "conv2":
+            raise InputError("recipe(learner='task_encoder', network='conv2'): expected 'stride' or 'pool'")
+        return fmeta.models.conv4(None, form=self.network, width=self.width, norm=self.norm, film=embedding)
 
     def condition(self) -> Callable[[Any, torch.Tensor], Any]:
         """As constant channels beside the image's."""
@@ -110,9 +153,12 @@ class Omniglot(Images):
     name: ClassVar[str] = "omniglot"
     movable: ClassVar[tuple[str, ...]] = (*Recipe.movable, "data_dir")
 
-    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
-        data = omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())
-        return episodes(data, ways=self.ways, shots=self.shots, query=self.query, rotate=self.protocol == "finn")
+    def data(self, split: Split) -> ClassData:
+        return omniglot(split, protocol=self.protocol, data_dir=self.data_dir).to(self.where())
+
+    def episodes(self, split: Split) -> Episodes:
+        turned = self.protocol == "finn"
+        return episodes(self.data(split), ways=self.ways, shots=self.shots, query=self.query, rotate=turned)
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"split": f"{self.protocol} test"}
@@ -134,9 +180,8 @@ class Glyphs(Images):
 
     name: ClassVar[str] = "glyphs"
 
-    def sampler(self, split: Literal["train", "validation", "test"]) -> Sampler:
-        data = glyphs(split, drawings=self.drawings).to(self.where())
-        return episodes(data, ways=self.ways, shots=self.shots, query=self.query)
+    def data(self, split: Split) -> ClassData:
+        return glyphs(split, drawings=self.drawings).to(self.where())
 
 
 RECIPES: dict[str, type[Recipe]] = {r.name: r for r in (Sinusoid, Omniglot, Glyphs)}

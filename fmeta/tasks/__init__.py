@@ -3,7 +3,7 @@
 from fmeta.core import cache_folder
 from fmeta.tasks._batches import batches, stream
 from fmeta.tasks._download import fetch
-from fmeta.tasks._episodes import ClassData, Episodes, class_data, episodes, from_labels, select_classes
+from fmeta.tasks._episodes import ClassData, Episodes, Split, class_data, episodes, from_labels, select_classes
 from fmeta.tasks._glyphs import glyphs
 from fmeta.tasks._image_folder import image_folder
 from fmeta.tasks._images import read_images
@@ -16,7 +16,8 @@ from fmeta.tasks._sinusoid import sinusoid
 from fmeta.tasks._variable import variable_episodes
 
 __all__ = [
-    "ClassData", "Episodes", "Sampler", "batches", "cache_folder", "class_data", "episodes", "fetch", "from_labels",
-    "glyphs", "image_folder", "linear", "linear_meta_grad", "load_omniglot", "mini_imagenet", "multi_domain",
-    "omniglot", "read_images", "sampler", "select_classes", "sinusoid", "stream", "variable_episodes",
+    "ClassData", "Episodes", "Sampler", "Split", "batches", "cache_folder", "class_data", "episodes", "fetch",
+    "from_labels", "glyphs", "image_folder", "linear", "linear_meta_grad", "load_omniglot", "mini_imagenet",
+    "multi_domain", "omniglot", "read_images", "sampler", "select_classes", "sinusoid", "stream",
+    "variable_episodes",
 ]  # fmt: skip

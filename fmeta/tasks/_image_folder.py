@@ -10,11 +10,8 @@ from pathlib import Path
 
 from fmeta.core import InputError, check_counts
 from fmeta.tasks._episodes import ClassData, laid_out
-from fmeta.tasks._images import OnError, decode, square
+from fmeta.tasks._images import SUFFIXES, OnError, decode, is_image, square
 
-_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -58,7 +55,7 @@ def _classes(root: Path) -> Iterator[tuple[str, list[Path]]]:
     seen: dict[str, str] = {}
     for place, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        images = sorted(f for f in files if not f.startswith(".") and f.lower().endswith(_SUFFIXES))
+        images = sorted(f for f in files if is_image(f))
         first = seen.setdefault(os.path.realpath(place), place)
         if first != place:
             raise InputError(
@@ -76,7 +73,7 @@ def _classes(root: Path) -> Iterator[tuple[str, list[Path]]]:
             what = "has no folders" if place == str(root) else f"{place} holds no images"
             raise InputError(
                 f"image_folder({str(root)!r}): {what}; expected a folder of images per class, with one of the suffixes "
-                f"{' '.join(_SUFFIXES)}; fill it or remove it"
+                f"{' '.join(SUFFIXES)}; fill it or remove it"
             )
 
 

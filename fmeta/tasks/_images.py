@@ -16,6 +16,9 @@ from torch import Tensor
 from fmeta.core import InputError, check_counts
 
 OnError = Literal["raise", "skip"]
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 
 def read_images(
@@ -37,6 +40,11 @@ def read_images(
     """
     check_counts("read_images", size=size)
     return decode("read_images", paths, square(size), channels, on_error)
+
+
+def is_image(name: str) -> bool:
+    """By the file's name: one of the suffixes, and not hidden."""
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
 def square(size: int) -> Callable[[Image.Image], Image.Image]:

@@ -82,6 +82,7 @@ from fmeta.learners import (
     starting_from,
     supervised,
     task_encoder,
+    transfer,
     with_inner,
 )
 from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkpoint, save_checkpoint, trainer
@@ -99,6 +100,6 @@ __all__ = [
     "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum",
     "mse", "multi_step", "neumann", "one_hot_error", "per_step", "protomaml", "protonet", "relation", "reptile",
     "ridge", "rmsprop", "save_checkpoint", "sgd", "split", "starting_from", "step_decay", "supervised",
-    "task_encoder", "tasks", "testing", "trainer", "trajectory", "truncated", "unrolled", "with_inner",
+    "task_encoder", "tasks", "testing", "trainer", "trajectory", "transfer", "truncated", "unrolled", "with_inner",
     "with_precision",
 ]  # fmt: skip

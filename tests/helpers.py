@@ -162,6 +162,15 @@ def learners():
             fmeta.supervised(fmeta.models.mlp([4, 8, 3], torch.tanh, F64)),
             lambda key: labelled(key)._replace(support=fmeta.Examples((), ())),
         ),
+        "transfer": Row(
+            fmeta.transfer(
+                fmeta.models.with_head(fmeta.models.mlp([4, 8, 5], torch.tanh, F64), 3, features=5),
+                fmeta.fine_tune(
+                    fmeta.models.mlp([4, 8, 5], torch.tanh, F64), ways=3, optimizer=fmeta.sgd(0.5), steps=3
+                ),
+            ),
+            lambda key: labelled(key)._replace(support=fmeta.Examples((), ())),
+        ),
         "mann": Row(
             fmeta.mann(
                 fmeta.models.mlp([4, 8, 5], torch.tanh, F64),

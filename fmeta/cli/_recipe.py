@@ -18,7 +18,7 @@ from fmeta.execution import Scope
 from fmeta.learners import append
 from fmeta.tasks import Episodes, Sampler, Split
 
-_COMPARING = ("protonet", "matching", "relation", "ridge", "task_encoder", "mann")
+_COMPARING = ("protonet", "matching", "relation", "ridge", "task_encoder", "mann", "transfer", "transfer")
 _VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
 
 
@@ -40,6 +40,7 @@ class Recipe(ABC):
     learner: Literal[
         "maml", "reptile", "meta_sgd", "anil", "boil", "cavia", "imaml", "protomaml", "maml_plus_plus",
         "meta_curvature", "protonet", "matching", "relation", "ridge", "task_encoder", "mann",
+        "transfer",
     ] = "maml"  # fmt: skip
     """algorithm"""
     gradient: Literal[

@@ -13,7 +13,7 @@ import fmeta
 from fmeta.cli._recipe import Recipe
 from fmeta.core import InputError, Learner, Model, nearest
 from fmeta.execution import Scope
-from fmeta.tasks import ClassData, Episodes, Sampler, Split, episodes, glyphs, omniglot, sinusoid, stream
+from fmeta.tasks import ClassData, Episodes, Sampler, Split, batches, episodes, glyphs, omniglot, sinusoid, stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class Images(Recipe):
     """what protonet compares by"""
     full_context: bool = False
     """full context embeddings of matching"""
+    head: Literal["linear", "cosine"] = "linear"
+    """the classifier of transfer, in pretraining and on new classes"""
     meta_batch: int = 32
     shots: int = 1
     query: int = 1
@@ -75,6 +77,8 @@ class Images(Recipe):
         return episodes(self.data(split), ways=self.ways, shots=self.shots, query=self.query)
 
     def sampler(self, split: Split) -> Sampler:
+        if self.learner == "transfer" and split == "train":
+            return batches(self.data(split), size=self.ways * (self.shots + self.query))
         drawn = self.episodes(split)
         return stream(drawn, ways=self.ways) if self.learner == "mann" else drawn
 
@@ -88,7 +92,7 @@ class Images(Recipe):
         return torch.where(bright, 255 - images, images).float() / 255.0
 
     def build_learner(self) -> Learner:
-        learner = super().build_learner()
+        learner = self._transfer() if self.learner == "transfer" else super().build_learner()
         return fmeta.in_context(learner) if self.norm in ("support", "task") and self.network != "conv2" else learner
 
     def check(self) -> None:
@@ -97,6 +101,11 @@ class Images(Recipe):
             raise InputError(
                 f"recipe(learner='mann', norm={self.norm!r}): batch statistics would look ahead in the stream, and it "
                 "has no support set; expected norm 'group' or 'none'"
+            )
+        if self.learner == "transfer" and self.network != "conv2" and self.norm in ("support", "task"):
+            raise InputError(
+                f"recipe(learner='transfer', norm={self.norm!r}): pretraining has no support set to normalise by; "
+                "expected norm 'batch', 'group' or 'none'"
             )
 
     def model(self) -> Model:
@@ -107,7 +116,7 @@ class Images(Recipe):
         return fmeta.models.conv4(ways, channels=channels, form=self.network, width=self.width, norm=self.norm)
 
     def comparing(self) -> dict[str, Any]:
-        metrics, features = {"accuracy": fmeta.accuracy}, 128 if self.network == "conv2" else self.width
+        metrics, features = {"accuracy": fmeta.accuracy}, self._features()
         own: dict[str, dict[str, Any]] = {
             "protonet": {"distance": self.distance},
             "matching": {"full_context": features if self.full_context else None},
@@ -117,6 +126,22 @@ class Images(Recipe):
             "mann": {"features": features, "instances": self.shots + self.query},
         }
         return {"ways": self.ways, **({} if self.learner == "mann" else {"metrics": metrics}), **own[self.learner]}
+
+    def _transfer(self) -> Learner:
+        """Pretraining on all training classes at once, then a new head by the inner optimizer."""
+        encoder, features = self._encoder(), self._features()
+        classifier = fmeta.models.with_head(encoder, len(self.data("train").names), features=features, head=self.head)
+        kind: dict[str, Any] = {"optimizer": self.inner(), "steps": self.inner_steps, "head": self.head}
+        fine_tune = fmeta.fine_tune(encoder, ways=self.ways, metrics={"accuracy": fmeta.accuracy}, **kind)
+        return fmeta.transfer(classifier, fine_tune)
+
+    def _encoder(self) -> Model:
+        return fmeta.with_precision(self.model(), self.precision, self.where())
+
+    def _features(self) -> int:
+        return (
+            128 if self.network == "conv2" else self.width * (1 if self.network == "stride" else (self.size // 16) ** 2)
+        )
 
     def _modulated(self, embedding: int) -> Model:
         if self.network == "conv2":

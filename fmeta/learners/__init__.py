@@ -21,6 +21,7 @@ from fmeta.learners._ridge import RidgeParams, ridge
 from fmeta.learners._starting_from import starting_from
 from fmeta.learners._supervised import supervised
 from fmeta.learners._task_encoder import TaskEncoderFast, TaskEncoderParams, task_encoder
+from fmeta.learners._transfer import transfer
 
 __all__ = [
     "FineTuneFast", "FullContext", "InContextFast", "MAMLPlusPlusFast", "MAMLPlusPlusParams", "MANNParams",
@@ -28,5 +29,5 @@ __all__ = [
     "RidgeParams", "TaskEncoderFast", "TaskEncoderParams", "anil", "append", "boil", "cavia", "encoder_based",
     "fine_tune", "gradient_based", "imaml", "in_context", "maml", "maml_plus_plus", "mann", "matching",
     "meta_curvature", "meta_sgd", "one_hot_error", "protomaml", "protonet", "relation", "reptile", "ridge",
-    "starting_from", "supervised", "task_encoder", "with_inner",
+    "starting_from", "supervised", "task_encoder", "transfer", "with_inner",
 ]  # fmt: skip

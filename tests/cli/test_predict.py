@@ -28,6 +28,8 @@ def runs(tmp_path_factory):
             "maml": ["--iterations", "2", "--eval-steps", "1"],
             "relation": ["--iterations", "2"],
             "mann": ["--iterations", "1", "--norm", "group"],
+            "transfer": ["--iterations", "2", "--inner-steps", "3", "--inner-lr", "0.1", "--head", "cosine"],
+            "task_encoder": ["--iterations", "2", "--norm", "task"],
         }.items():
             found[name] = tmp_path_factory.mktemp("runs") / name
             assert main(["train", "glyphs", "--learner", name, *TINY, *more, "--run-dir", str(found[name])]) == 0
@@ -104,6 +106,28 @@ def test_arrays_serve_as_well_as_files(runs, data):
             adapted.predict(x)
     with pytest.raises(InputError, match=r"support set has shape \[1, 32, 32\]; expected \[1, 28, 28\]"):
         fmeta.adapt(runs["relation"], fmeta.tasks.class_data({n: torch.zeros(2, 1, 32, 32) for n in "ab"}))
+
+
+@pytest.mark.parametrize("learner", ["transfer", "task_encoder"])
+def test_learners_without_an_inner_loop_take_any_number_of_classes(runs, data, tmp_path, learner):
+    seven = pictures(tmp_path, data, range(7), [1] * 7)
+    found = fmeta.adapt(runs[learner], seven / "support").predict(seven / "query")
+    assert found.probabilities.shape == (14, 7)
+    torch.testing.assert_close(found.probabilities.sum(-1), torch.ones(14))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learner", "mann"], "batch statistics would look ahead"),
+        (["--learner", "transfer", "--norm", "task"], "no support set to normalise by"),
+        (["--learner", "task_encoder", "--network", "conv2"], "expected 'stride' or 'pool'"),
+    ],
+)
+def test_norms_and_networks_that_do_not_fit_are_named(options, message, capsys, tmp_path):
+    assert main(["train", "glyphs", *TINY, *options, "--run-dir", str(tmp_path / "run")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_head_takes_as_many_classes_as_it_has_or_fewer(runs, data, tmp_path):

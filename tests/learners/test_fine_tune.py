@@ -109,6 +109,25 @@ def test_pretraining_makes_features_that_serve_new_classes():
     assert warm_after > cold_after + 0.05, f"{cold_after:.3f} from scratch, {warm_after:.3f} from pretrained weights"
 
 
+def test_transfer_pretrains_on_batches_and_fine_tunes_on_tasks():
+    """Without a support set the classifier of all classes, with one fine_tune on its encoder."""
+    classifier = fmeta.models.with_head(ENCODER, 7, features=5)
+    own = fmeta.fine_tune(ENCODER, ways=3, optimizer=fmeta.sgd(0.3), steps=4, metrics={"accuracy": fmeta.accuracy})
+    learner = fmeta.transfer(classifier, own)
+    meta = learner.init(KEY)
+    batch = fmeta.Examples(QUERY.x, torch.arange(9) % 7)
+    loss, _ = learner.loss(learner.adapt(meta, fmeta.Examples((), ()), ()), meta, batch)
+    assert loss.item() == pytest.approx(F.cross_entropy(classifier.apply(meta, batch.x), batch.y).item())
+    fast = learner.adapt(meta, SUPPORT, ())
+    torch.testing.assert_close(
+        learner.predict(fast, meta, QUERY.x),
+        own.predict(own.adapt(meta["encoder"], SUPPORT, ()), meta["encoder"], QUERY.x),
+    )
+    everything = fmeta.fine_tune(ENCODER, ways=3, adapt="all", optimizer=fmeta.sgd(0.3), steps=4)
+    with pytest.raises(InputError, match=r"transfer\(fine_tune\): it shows its inner steps"):
+        fmeta.transfer(classifier, everything)
+
+
 def test_starting_from_takes_the_named_leaves_and_draws_the_others():
     learner = fmeta.maml(ENCODER, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
     given = {"hidden1.weight": torch.full((8, 4), 2.0)}

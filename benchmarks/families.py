@@ -350,7 +350,16 @@ def fill():
             row["cells"][" ".join(map(str, cell))] = found = measured(name, meta, *cell)
             print(f"  {cell}: {100 * found['accuracy']:.2f}% ± {100 * found['interval95']:.2f}", flush=True)
             models = load() | {label: row}  # another process may fill other rows
-            write("families", {**PROTOCOL, "minutes": OPTIONS.minutes, "seed": OPTIONS.seed, "models": models})
+            write(
+                "families",
+                {
+                    **PROTOCOL,
+                    "test tasks": OPTIONS.test_tasks,
+                    "minutes": OPTIONS.minutes,
+                    "seed": OPTIONS.seed,
+                    "models": models,
+                },
+            )
 
 
 PROTOCOL = {

@@ -107,6 +107,43 @@ def order_lines():
             )
 
 
+def families_lines():
+    """A row for every learner and baseline, a column for every test."""
+    run = load("families")
+    if not run:
+        return
+    columns = {
+        "5-way 1-shot": "omniglot 5 1", "5-way 5-shot": "omniglot 5 5", "20-way 1-shot": "omniglot 20 1",
+        "5-way 1-shot on glyphs": "glyphs 5 1",
+    }  # fmt: skip
+    yield ""
+    yield (
+        f"Every family in the same time: {run['minutes']:g} minutes of one processor core each, from scratch, "
+        f"{run['network']}, Omniglot ({run['data'].split(',', 1)[1].split(';')[0].strip()}); accuracy in % ± 95% "
+        f"interval over {run['test tasks']} test tasks ({run['tests']}), one seed. Papers train for hours. "
+        "The last column is on another domain, whose scripts no training saw."
+    )
+    yield ""
+    yield "| learner | " + " | ".join(columns) + " | published 5-way 1-shot / 5-shot / 20-way 1-shot |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name, row in run["models"].items():
+        found = [row["cells"].get(cell) for cell in columns.values()]
+        figures = [f"{100 * c['accuracy']:.1f} ± {100 * c['interval95']:.1f}" if c else "" for c in found]
+        published = " / ".join("–" if p is None else f"{p:g}" for p in row["published"])
+        yield f"| {name} | " + " | ".join(figures) + f" | {published} |"
+    alone = {n: c for n, row in run["models"].items() if "alone" in (c := row["cells"].get("omniglot 5 1", {}))}
+    if alone:
+        yield ""
+        rows = []
+        for name, cell in alone.items():
+            gap = 100 * (cell["accuracy"] - cell["alone"])
+            rows.append(f"{name} {100 * cell['alone']:.1f} (gap {gap:.1f} ± {100 * cell['gap interval95']:.1f})")
+        yield (
+            "5-way 1-shot with every query beside the support set alone, and what seeing the other queries adds (the "
+            "transductive gap): " + "; ".join(rows) + "."
+        )
+
+
 def _milliseconds(row):
     ms = 1e3 * row["seconds"]["median"]
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
@@ -158,6 +195,7 @@ def main():
         *speed_lines(),
         *mutation_lines(),
         *peer_lines(),
+        *families_lines(),
         *order_lines(),
     ]
     README.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END, 1)[1])

@@ -117,15 +117,15 @@ class Images(Recipe):
 
     def comparing(self) -> dict[str, Any]:
         metrics, features = {"accuracy": fmeta.accuracy}, self._features()
-        own: dict[str, dict[str, Any]] = {
-            "protonet": {"distance": self.distance},
-            "matching": {"full_context": features if self.full_context else None},
-            "relation": {"comparison": fmeta.models.mlp([2 * features, 64, 1])},
-            "ridge": {},
-            "task_encoder": {"network": self._modulated(features)},
-            "mann": {"features": features, "instances": self.shots + self.query},
+        own: dict[str, Callable[[], dict[str, Any]]] = {
+            "protonet": lambda: {"distance": self.distance, "metrics": metrics},
+            "matching": lambda: {"full_context": features if self.full_context else None, "metrics": metrics},
+            "relation": lambda: {"comparison": fmeta.models.mlp([2 * features, 64, 1]), "metrics": metrics},
+            "ridge": lambda: {"metrics": metrics},
+            "task_encoder": lambda: {"network": self._modulated(features), "metrics": metrics},
+            "mann": lambda: {"features": features, "instances": self.shots + self.query},
         }
-        return {"ways": self.ways, **({} if self.learner == "mann" else {"metrics": metrics}), **own[self.learner]}
+        return {"ways": self.ways, **own[self.learner]()}
 
     def _transfer(self) -> Learner:
         """Pretraining on all training classes at once, then a new head by the inner optimizer."""

@@ -12,6 +12,8 @@ from fmeta.core._losses import weighted_mean
 
 def check_alone(tasks: Task) -> None:
     """A query example must fit behind the support examples."""
+    if not tree.tree_leaves(tasks.support):
+        raise InputError("evaluate(inductive=True): the tasks have no support set; leave inductive out")
     support, query = (tree.tree_map(lambda t: t[:1, :1], examples[:2]) for examples in (tasks.support, tasks.query))
     if not tree.same_structure(support, query):
         raise InputError(

@@ -11,7 +11,8 @@ import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, normal
 
-INDEPENDENT = sorted(set(LEARNERS) - {"maml_plus_plus"})  # no batch norm
+STREAMS = {"mann", "supervised", "transfer"}  # tasks without a support set
+INDEPENDENT = sorted(set(LEARNERS) - {"maml_plus_plus"} - STREAMS)  # no batch norm
 
 
 def images(number, tasks=3, ways=3, shots=2, query=4):
@@ -50,6 +51,13 @@ def by_hand(learner, meta, tasks, steps, pick):
             row.append(sum(found) / len(found))
         table.append(row)
     return torch.tensor(table, dtype=F64)
+
+
+@pytest.mark.parametrize("name", sorted(STREAMS))
+def test_tasks_without_a_support_set_are_refused(name):
+    row = LEARNERS[name]
+    with pytest.raises(fmeta.InputError, match="the tasks have no support set; leave inductive out"):
+        fmeta.evaluate(row.learner, row.learner.init(key(0)), row.tasks(key(5)), inductive=True)
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)

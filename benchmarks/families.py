@@ -45,7 +45,7 @@ class Method(NamedTuple):
     train: object  # data -> Training, or None where nothing is trained
     test: object  # ways, shots -> learner
     steps: int | None = None  # inner steps in the test; None for learners that take none
-    meta: object = None  # state.meta -> the test learner's meta
+    meta: object = None  # state.meta, domain it was trained on -> the test learner's meta
     start: str | None = None  # the model whose encoder training begins with
     share: float = 1.0  # of the minutes
     published: tuple = ()  # 5-way 1-shot, 5-shot, 20-way 1-shot, in the paper
@@ -152,9 +152,9 @@ def pretraining(head):
     return train
 
 
-def calibrated(meta):
+def calibrated(meta, source):
     """The encoder's weights with running statistics of the training images."""
-    data = omniglot("train", data_dir=OPTIONS.data_dir)
+    data = domain(source, "train")
     return encoder(norm="frozen").calibrate(meta["encoder"], batches(data, size=2048)(fmeta.key(4), 1).query.x[0])
 
 
@@ -293,10 +293,10 @@ def test_tasks(target, ways, shots):
     )
 
 
-def measured(name, meta, target, ways, shots):
+def measured(name, source, meta, target, ways, shots):
     method = METHODS[name]
     if method.meta is not None:
-        meta = method.meta(meta)
+        meta = method.meta(meta, source)
     learner = method.test(ways, shots)
     if name == "mann":
         streams = stream(few(domain(target, "test"), 5, 1, 9), ways=5)(fmeta.key(2026), OPTIONS.test_tasks)
@@ -347,7 +347,7 @@ def fill():
         meta, steps = trained(name, source)
         row |= {"meta-steps": steps, "published": METHODS[name].published if source == "omniglot" else ()}
         for cell in missing:
-            row["cells"][" ".join(map(str, cell))] = found = measured(name, meta, *cell)
+            row["cells"][" ".join(map(str, cell))] = found = measured(name, source, meta, *cell)
             print(f"  {cell}: {100 * found['accuracy']:.2f}% ± {100 * found['interval95']:.2f}", flush=True)
             models = load() | {label: row}  # another process may fill other rows
             write(

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Model, Tree, fold
+from fmeta.core import InputError, Model, fold
 from fmeta.core._pool import max_pool2x2
 from fmeta.models._layers import Params, avg_pool2x2, check_image, conv3x3, init_layer, linear
-from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalize, normalize_pooled, opened
+from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize, normalize_pooled
 
 _POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
 _MONOTONE = (torch.relu, torch.tanh, torch.sigmoid)  # these and max pooling change places
@@ -70,7 +70,7 @@ def conv4(
             params |= init_norm(fold(key, 10 + i), f"norm{i}", width, dtype, norm, film)
         return params if ways is None else params | init_layer(fold(key, 5), "head", (ways, features), dtype)
 
-    def features_of(params: Params, x: Tensor, how: Normalising) -> Tensor:
+    def apply(params: Params, x: Tensor, how: Normalising) -> Tensor:
         check_image("conv4", x, channels, size)
         early = form == "pool" and pool == "max" and activation in _MONOTONE
         bias, stride = how.policy not in ("batch", "frozen"), 2 if form == "stride" else 1
@@ -82,19 +82,10 @@ def conv4(
             x = activation(normalize(params, f"norm{i}", x, how))
             if form == "pool":
                 x = _POOLS[pool](x)
-        return x.mean((-2, -1)) if form == "stride" else x.flatten(1)
+        x = x.mean((-2, -1)) if form == "stride" else x.flatten(1)
+        return x if ways is None else linear(params, "head", x)
 
-    def apply(params: Params, x: Tree) -> Tensor:
-        images, how = opened("conv4", x, norm, film)
-        found = features_of(params, images, how)[how.rows :]
-        return found if ways is None else linear(params, "head", found)
-
-    def calibrate(params: Params, x: Tensor) -> Params:
-        seen: dict[str, Tensor] = {}
-        features_of(params, x, Normalising("batch", seen=seen))
-        return params | seen
-
-    return Model(init, apply, calibrate=calibrate if norm == "frozen" and film is None else None)
+    return normalising("conv4", init, apply, norm, film)
 
 
 def conv2(

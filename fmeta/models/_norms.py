@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import InContext, InputError, Tree, nearest
+from fmeta.core import InContext, InputError, Model, Tree, nearest
 from fmeta.core._norm import batch_norm, moments, rescale
 from fmeta.core._pool import max_pool2x2
 from fmeta.models._layers import Params, init_film, modulate
@@ -50,6 +51,27 @@ def told_apart(call: str, x: Tree, embedding: int) -> tuple[Tree, Tensor]:
     if not (isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], Tensor) and x[1].shape == (embedding,)):
         raise InputError(f"{call}(film={embedding}): x is {_came(x)}; expected (x, embedding [{embedding}])")
     return x
+
+
+def normalising(
+    call: str,
+    init: Callable[[Tensor], Params],
+    apply: Callable[[Params, Tensor, Normalising], Tensor],
+    norm: Norm,
+    embedding: int | None,
+) -> Model:
+    """The `Model` of a network that is told how to normalise."""
+
+    def opened_up(params: Params, x: Tree) -> Tensor:
+        examples, how = opened(call, x, norm, embedding)
+        return apply(params, examples, how)[how.rows :]
+
+    def calibrate(params: Params, x: Tensor) -> Params:
+        seen: dict[str, Tensor] = {}
+        apply(params, x, Normalising("batch", seen=seen))
+        return params | seen
+
+    return Model(init, opened_up, calibrate=calibrate if norm == "frozen" and embedding is None else None)
 
 
 def _came(x: Tree) -> str:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import InputError, Model, Tree, fold
+from fmeta.core import InputError, Model, fold
 from fmeta.core._pool import max_pool2x2
 from fmeta.models._layers import Params, check_image, conv3x3, init_layer, linear
-from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalize, opened
+from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize
 
 
 def resnet12(
@@ -59,7 +59,7 @@ def resnet12(
             before = width
         return params if ways is None else params | init_layer(fold(key, 0), "head", (ways, before), dtype)
 
-    def features_of(params: Params, x: Tensor, how: Normalising) -> Tensor:
+    def apply(params: Params, x: Tensor, how: Normalising) -> Tensor:
         check_image("resnet12", x, channels, size)
         for i in range(1, len(widths) + 1):
             y = x
@@ -69,16 +69,7 @@ def resnet12(
                 y = activation(y) if j < 3 else y
             x = normalize(params, f"block{i}.norm0", F.conv2d(x, params[f"block{i}.conv0.weight"]), how)
             x = max_pool2x2(activation(x + y))
-        return x.mean((-2, -1))
+        x = x.mean((-2, -1))
+        return x if ways is None else linear(params, "head", x)
 
-    def apply(params: Params, x: Tree) -> Tensor:
-        images, how = opened("resnet12", x, norm, film)
-        found = features_of(params, images, how)[how.rows :]
-        return found if ways is None else linear(params, "head", found)
-
-    def calibrate(params: Params, x: Tensor) -> Params:
-        seen: dict[str, Tensor] = {}
-        features_of(params, x, Normalising("batch", seen=seen))
-        return params | seen
-
-    return Model(init, apply, calibrate=calibrate if norm == "frozen" and film is None else None)
+    return normalising("resnet12", init, apply, norm, film)

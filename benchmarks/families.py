@@ -1,6 +1,7 @@
 """Every family of learners and baselines on the same split, the same test tasks and the same training time.
 
-python benchmarks/families.py --data-dir PATH [--minutes 3]     fills results/families.json cell by cell
+python benchmarks/families.py --data-dir PATH                   fills results/families.json cell by cell
+python benchmarks/families.py --data-dir PATH --minutes 6       the same for other times, in families-6.json
 python benchmarks/families.py --show                            the table as it stands
 
 A model trains for `--minutes` of processor time on one core (so that other work on the machine does not count) on
@@ -30,7 +31,7 @@ from fmeta.tasks import batches, episodes, glyphs, omniglot, stream
 from fmeta.training import checkpoints, load_checkpoint, save_checkpoint
 
 ACCURACY = {"accuracy": fmeta.accuracy}
-WIDTH = 64
+WIDTH, MINUTES = 64, 3.0
 
 
 class Training(NamedTuple):
@@ -325,8 +326,12 @@ def cells(name, source):
     return found + [("omniglot", 20, 1)] * (name in TWENTY)
 
 
+def results():
+    return "families" if OPTIONS.minutes == MINUTES else f"families-{OPTIONS.minutes:g}"
+
+
 def load():
-    path = RESULTS / "families.json"
+    path = RESULTS / f"{results()}.json"
     if not path.exists():
         return {}
     stored = json.loads(path.read_text())
@@ -351,7 +356,7 @@ def fill():
             print(f"  {cell}: {100 * found['accuracy']:.2f}% ± {100 * found['interval95']:.2f}", flush=True)
             models = load() | {label: row}  # another process may fill other rows
             write(
-                "families",
+                results(),
                 {
                     **PROTOCOL,
                     "test tasks": OPTIONS.test_tasks,
@@ -383,7 +388,7 @@ def show():
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--test-tasks", type=int, default=600)

@@ -25,12 +25,12 @@ def main():
         evaluation.pop("classes", None)  # hundreds
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         # the first interval compiles; the rest is training
-        steady = (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["step"] - lines[0]["step"])
+        steady = (lines[-1]["time/seconds"] - lines[0]["time/seconds"]) / (lines[-1]["step"] - lines[0]["step"])
         result = {
             "recipe": stored,
             "evaluation": evaluation,
-            "seconds": lines[-1]["seconds"],
-            "seconds until the first log": lines[0]["seconds"],
+            "seconds": lines[-1]["time/seconds"],
+            "seconds until the first log": lines[0]["time/seconds"],
             "seconds per meta-step after it": steady,
         }
     write(f"recipe-{name}", result)

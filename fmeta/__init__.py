@@ -43,7 +43,7 @@ from fmeta.core import (
     with_precision,
 )
 from fmeta.evaluation import Comparison, Evaluation, adapt_tasks, compare, evaluate
-from fmeta.execution import capture, compile
+from fmeta.execution import OutOfMemoryError, capture, compile, peak_memory
 from fmeta.gradients import (
     GradientReport,
     adjoint,
@@ -55,6 +55,7 @@ from fmeta.gradients import (
     implicit,
     meta_grad,
     multi_step,
+    skipping,
     truncated,
     unrolled,
 )
@@ -85,21 +86,32 @@ from fmeta.learners import (
     transfer,
     with_inner,
 )
-from fmeta.training import NonFiniteError, Trainer, TrainState, fit, load_checkpoint, save_checkpoint, trainer
+from fmeta.training import (
+    Logger,
+    NonFiniteError,
+    RanksDifferError,
+    SaveError,
+    Trainer,
+    TrainState,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+    trainer,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapted", "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info",
-    "Inner", "InputError", "Learner", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "Predictions",
-    "Solver", "Task", "TrainState", "Trainer", "accuracy", "adam", "adamw", "adapt", "adapt_tasks", "adjoint",
-    "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad", "chunked", "clip_by_global_norm",
-    "compare", "compile", "convolution", "cosine_decay", "cross_entropy", "difference", "direct", "encoder_based",
-    "evaluate", "evolution", "execution", "fine_tune", "first_order", "fit", "fold", "from_module",
-    "gradient_based", "imaml", "implicit", "in_context", "key", "linear_decay", "load_checkpoint", "maml",
-    "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad", "meta_sgd", "models", "momentum",
-    "mse", "multi_step", "neumann", "one_hot_error", "per_step", "protomaml", "protonet", "relation", "reptile",
-    "ridge", "rmsprop", "save_checkpoint", "sgd", "split", "starting_from", "step_decay", "supervised",
-    "task_encoder", "tasks", "testing", "trainer", "trajectory", "transfer", "truncated", "unrolled", "with_inner",
-    "with_precision",
+    "Adapted", "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info", "Inner",
+    "InputError", "Learner", "Logger", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "OutOfMemoryError",
+    "Predictions", "RanksDifferError", "SaveError", "Solver", "Task", "TrainState", "Trainer", "accuracy", "adam",
+    "adamw", "adapt", "adapt_tasks", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad",
+    "chunked", "clip_by_global_norm", "compare", "compile", "convolution", "cosine_decay", "cross_entropy",
+    "difference", "direct", "encoder_based", "evaluate", "evolution", "execution", "fine_tune", "first_order", "fit",
+    "fold", "from_module", "gradient_based", "imaml", "implicit", "in_context", "key", "linear_decay",
+    "load_checkpoint", "maml", "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad",
+    "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann", "one_hot_error", "peak_memory", "per_step",
+    "protomaml", "protonet", "relation", "reptile", "ridge", "rmsprop", "save_checkpoint", "sgd", "skipping", "split",
+    "starting_from", "step_decay", "supervised", "task_encoder", "tasks", "testing", "trainer", "trajectory",
+    "transfer", "truncated", "unrolled", "with_inner", "with_precision",
 ]  # fmt: skip

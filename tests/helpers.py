@@ -1,5 +1,6 @@
 """The table of learners that every law runs over, and the oracle they are held against."""
 
+import json
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -19,13 +20,25 @@ __all__ = [
     "distance",
     "drawn",
     "labelled",
+    "lines_of",
     "loop_meta_grad",
     "regressor",
+    "untimed",
     "vectors",
 ]
 
 F64 = torch.float64
 vectors, labelled = random_regression, random_classification
+
+
+def lines_of(run):
+    """The lines of a run's metrics.jsonl, without what the clock says: the same for every run of the recipe."""
+    return [untimed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(values):
+    assert all(value >= 0 for name, value in values.items() if name.startswith("time/"))
+    return {name: value for name, value in values.items() if not name.startswith("time/")}
 
 
 def drawn(key, counts, shape=(4,)):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -50,11 +52,12 @@ class Bar:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
-    def __call__(self, step: int, values: dict[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         now = time.perf_counter()
         rate = (step - self.last) / max(now - self.began, 1e-9)
         self.last, self.began = step, now
-        text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        shown = (name for name in values if name != "gradient_norm" and not name.startswith(("time/", "lr/")))
+        text = "  ".join(f"{name.replace('/', ' ')} {values[name]:.3f}" for name in shown)
         self.bar.update(
             self.task, completed=step, description=text, rate=f"{rate:.0f} it/s" if rate >= 10 else f"{rate:.1f} it/s"
         )

@@ -54,7 +54,7 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False)
                 validate=lambda meta: evaluate(learner, meta, experiment.validation).mean("loss")[0],
                 log_every=recipe.log_every,
                 save_every=recipe.save_every,
-                progress=bar,
+                loggers=[bar],
             )
         except KeyboardInterrupt:
             show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")

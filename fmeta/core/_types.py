@@ -108,6 +108,8 @@ class Info(NamedTuple):
     loss: Tensor  # [] mean query loss after adaptation
     losses: Tensor  # [task]
     metrics: dict[str, Tensor]  # name -> [task]
+    skipped: Tree = ()  # bool [task], where `skipping` left tasks out
+    gradient_norm: Tree = ()  # [] Euclidean, of the whole meta-gradient, which `trainer` adds
 
 
 GradFn = Callable[[Tree, Task], tuple[Tree, Info]]  # meta, a batch of tasks -> meta-gradient, info

@@ -10,5 +10,9 @@ from fmeta.execution._compile import (
     compiler_problem,
     plan,
 )
+from fmeta.execution._memory import OutOfMemoryError, memory_advice, peak_memory
 
-__all__ = ["CompileWarning", "Execution", "RetraceWarning", "Scope", "capture", "compile", "compiler_problem", "plan"]
+__all__ = [
+    "CompileWarning", "Execution", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile",
+    "compiler_problem", "memory_advice", "peak_memory", "plan",
+]  # fmt: skip

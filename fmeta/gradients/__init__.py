@@ -8,9 +8,10 @@ from fmeta.gradients._evolution import evolution
 from fmeta.gradients._implicit import implicit
 from fmeta.gradients._meta_grad import meta_grad
 from fmeta.gradients._replayed import adjoint, first_order, truncated
+from fmeta.gradients._skipping import skipping
 from fmeta.gradients._unrolled import unrolled
 
 __all__ = [
     "GradientReport", "adjoint", "check_meta_grad", "chunked", "difference", "evolution", "first_order", "implicit",
-    "meta_grad", "multi_step", "truncated", "unrolled",
+    "meta_grad", "multi_step", "skipping", "truncated", "unrolled",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Checkpoints: one folder of safetensors and JSON, published by one rename, read without pickle.
 
 run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
-                         checkpoint.json      step, validation value, and the SHA-256 of the tensors
+                         checkpoint.json      format, step, validation figures, and the SHA-256 of the tensors
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fmeta.core import InputError, Tree
 from fmeta.core._tree import named_leaves, replace_leaves
 
 _TENSORS, _FACTS = "state.safetensors", "checkpoint.json"
+_FORMAT = 1  # grows when an older fmeta could no longer read what is written
 
 
 def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) -> Path:
@@ -33,9 +34,14 @@ def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) ->
     fresh.mkdir(parents=True)
     # clones, because safetensors refuses leaves that share memory
     content = save({name: leaf.detach().cpu().contiguous().clone() for name, leaf in named_leaves(state).items()})
-    facts = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "torch": str(torch.__version__), **facts}
-    _write(fresh / _TENSORS, content)
-    _write(fresh / _FACTS, json.dumps(facts, indent=1).encode())
+    checksum = hashlib.sha256(content).hexdigest()
+    facts = {"format": _FORMAT, "step": step, "sha256": checksum, "torch": str(torch.__version__), **facts}
+    try:
+        _write(fresh / _TENSORS, content)
+        _write(fresh / _FACTS, json.dumps(facts, indent=1).encode())
+    except OSError:  # such as a full disk: what is half written would only keep it full
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     replaced = folder / f"{step:08d}.old"
     if final.exists():  # the same step again: set the old one aside until the new one stands
         os.rename(final, replaced)
@@ -54,6 +60,8 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
     cure = f"remove {path} to fall back on an older checkpoint"
     try:
         facts = json.loads((path / _FACTS).read_text())
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
         content = (path / _TENSORS).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
@@ -90,8 +98,8 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def best_checkpoint(folder: Path) -> int | None:
-    """The step with the lowest finite validation value."""
-    scored = [(facts.get("validation"), step) for step, facts in checkpoints(folder)]
+    """The step of the best validation: the lowest finite score."""
+    scored = [(facts.get("score"), step) for step, facts in checkpoints(folder)]
     return min(((v, s) for v, s in scored if isinstance(v, float) and math.isfinite(v)), default=(0.0, None))[1]
 
 

@@ -1,50 +1,46 @@
-"""`fit`: the training loop with progress, metrics, checkpoints and resume."""
+"""`fit`: the training loop with progress, metrics, validation, checkpoints and resume, on one process or many."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from fmeta.core import (
-    Info,
+    GradFn,
     InputError,
     Learner,
     MetaGradient,
     Optimizer,
+    Stage,
     Task,
     check_counts,
     check_tasks,
-    choices,
+    eager,
     fold,
-    prefer,
 )
 from fmeta.core._inner import over_tasks
-from fmeta.execution import plan
-from fmeta.gradients import meta_grad
-from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, prune, save_checkpoint
+from fmeta.execution import Execution, compile, memory_advice, plan
+from fmeta.gradients import meta_grad, skipping
+from fmeta.training._draw import Batches
+from fmeta.training._keeper import Keeper, claimed
+from fmeta.training._log import Logger, Window, learned_rates
+from fmeta.training._ranks import Ranks, across_ranks
 from fmeta.training._trainer import TrainState, trainer
+from fmeta.training._validation import Monitor, Validate, figures_of
 
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
-_BLOCK_STEPS, _BLOCK_BYTES = 100, 1 << 25
 
 
 class NonFiniteError(RuntimeError):
     """Training stopped because a loss or gradient was not finite. The message says where, and what is kept."""
-
-
-class Progress(Protocol):
-    """What `fit` tells about itself: the step it has reached, and the means since the last call."""
-
-    def __call__(self, step: int, values: dict[str, float]) -> None: ...
 
 
 def fit(
@@ -59,10 +55,15 @@ def fit(
     scope: str = "none",
     run_dir: str | Path | None = None,
     resume: bool = False,
-    validate: Callable[[Any], float] | None = None,
+    validate: Validate | None = None,
+    validate_every: int | None = None,
+    monitor: str = "loss",
+    mode: Literal["min", "max"] = "min",
+    patience: int = 0,
+    skip_nonfinite: bool = False,
     log_every: int = 100,
     save_every: int = 1000,
-    progress: Progress | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> TrainState:
     """Meta-trains a learner and returns the final state.
 
@@ -70,9 +71,15 @@ def fit(
     on the same machine it ends with the same bits. The first batch is adapted to eagerly first, and every meta-gradient
     of a mapping is tried on one task, so that what does not fit is reported by name before anything is compiled.
 
-    In `run_dir`: `metrics.jsonl` with a line of means every `log_every` steps, and `checkpoints/` with the last
-    checkpoint and the best (by `validate`, lower is better), taken every `save_every` steps, at the end, on Ctrl-C and
-    on a non-finite loss.
+    In `run_dir`, which one process at a time may use: `metrics.jsonl` with a line every `log_every` steps, and
+    `checkpoints/` with the last checkpoint and the best, taken every `save_every` steps, at a validation better than
+    all before, at the end, on Ctrl-C and on a non-finite loss. A line holds the means since the one before it, the
+    norm of the meta-gradient, what `validate` found, learned inner rates, and under `time/` what differs from run to
+    run: seconds, tasks and floating-point operations (of matrix products and convolutions) per second, and the shares
+    of sampling, step, validation and checkpoint.
+
+    In a process group of torch.distributed (`torchrun`) every process takes its part of each meta-batch, and all hold
+    the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run.
 
     Args:
         learner: what adapts.
@@ -80,7 +87,7 @@ def fit(
         sample: `(key, count) -> ` a batch of tasks, in operations that `vmap` can batch.
         key: of the whole run; it decides the initialisation and every task.
         iterations: meta-steps in all, those of a resumed run included.
-        meta_batch: tasks per meta-step.
+        meta_batch: tasks per meta-step, over all processes.
         gradient: how to differentiate through the adaptation; None is the learner's own. A mapping from meta-steps to
             meta-gradients swaps them on the way: `{0: first_order(), 5000: unrolled()}` anneals from first to second
             order. The outer optimizer goes on undisturbed.
@@ -88,77 +95,115 @@ def fit(
             chose is kept in the run's `choices.json`, so that a resumed run computes the same bits.
         run_dir: where to keep the run; None keeps nothing.
         resume: go on from the last checkpoint in `run_dir`; metrics.jsonl is cut back to it.
-        validate: `meta -> ` a number to choose the best checkpoint by.
+        validate: `meta -> ` the loss on tasks for validation, or several figures by name.
+        validate_every: meta-steps between validations; None is `save_every`.
+        monitor: the figure that decides which checkpoint is the best.
+        mode: whether that is the one with the "min" or the "max" figure.
+        patience: validations in a row that may be no better than the best before training stops; 0 never stops.
+        skip_nonfinite: leave tasks out whose loss or gradient is not finite, and count them as "skipped"
+            (`fmeta.skipping`); otherwise one stops training.
         log_every: meta-steps between looks at the device.
         save_every: meta-steps between checkpoints.
-        progress: called with the step and the mean values at each log.
+        loggers: called with the step and the values of each line.
 
     Raises:
-        InputError: bad tasks; a `run_dir` that already holds a run; a damaged or foreign checkpoint.
+        InputError: bad tasks; a `run_dir` that already holds a run, or that another process trains in; a damaged or
+            foreign checkpoint.
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
+        SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
+        OutOfMemoryError: the tasks do not fit; the message says what would.
         KeyboardInterrupt: after the state was saved.
     """
-    check_counts("fit", iterations=iterations, meta_batch=meta_batch, log_every=log_every, save_every=save_every)
+    validate_every = save_every if validate_every is None else validate_every
+    counts = {"iterations": iterations, "meta_batch": meta_batch, "log_every": log_every, "save_every": save_every}
+    check_counts("fit", **counts, validate_every=validate_every)
     if resume and run_dir is None:
         raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
-    run = plan(scope)
-    phases = _phases(gradient)
-    trainers = {first: trainer(learner, optimizer, chosen, stage=run.stage) for first, chosen in phases.items()}
+    watch, ranks, run, phases = Monitor(monitor, mode, patience), Ranks.present(), plan(scope), _phases(gradient)
+    part, identity = ranks.part(meta_batch), {"key": int(key), "meta_batch": meta_batch}
+    trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
     state = trainers[0].init(fold(key, 0))
-    identity = {"key": int(key), "meta_batch": meta_batch}
-    keeper = _Keeper(run_dir, resume, validate, iterations, identity) if run_dir is not None else None
-    if keeper is not None:
-        state = keeper.restore(state)
-    at, phase, window = int(state.step), -1, _Window()
-    batches = _batches(sample, fold(key, _TASKS), meta_batch, at)
-    try:
-        while at < iterations:
-            tasks = next(batches)
-            if phase < 0:
-                _try_once(learner, state.meta, tasks)
-                if run.scope in ("whole", "auto") or len(phases) > 1:
-                    # one eager task, for the warnings that a graph cannot give and what a later phase would raise
-                    one = tree_map(lambda leaf: leaf[:1], tasks)
-                    for chosen in phases.values():
-                        meta_grad(learner, chosen)(state.meta, one)
-            present = max(first for first in phases if first <= at)
-            if present != phase:
-                phase, step = present, run.whole(trainers[present].step)
-            state, info = step(state, tasks)
-            at += 1
-            window.add(info)
-            saving = keeper is not None and (at % save_every == 0 or at == iterations)
-            if at % log_every == 0 or at == iterations or saving:
+    with contextlib.ExitStack() as stack:
+        keeper = None
+        if run_dir is not None and ranks.rank == 0:
+            stack.enter_context(claimed(run_dir, resume))
+            keeper = Keeper(run_dir, resume, iterations, identity)
+            state, lines = keeper.restore(state)
+            watch.replay(lines)
+        state = ranks.share(state)
+        at = int(state.step)
+        batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
+
+        def stepping(chosen: MetaGradient | None) -> Callable[..., Any]:
+            if ranks.count == 1 and not skip_nonfinite:
+                return run.whole(trainer(learner, optimizer, chosen, stage=run.stage).step)
+            outside: MetaGradient = _Inside(chosen or learner.gradient, run)  # Python decides around the graph
+            if skip_nonfinite:
+                outside = skipping(outside)
+            if ranks.count > 1:
+                outside = across_ranks(outside, ranks, meta_batch, batches.ahead)
+            return trainer(learner, optimizer, outside, stage=eager if run.scope == "none" else compile).step
+
+        phase, window, flops = -1, Window(), dict[int, int]()
+        stopped = ranks.agree(watch.done, state.step)
+        try:
+            while at < iterations and not stopped:
+                tasks = batches.draw()
+                window.lap("sampling")
+                present = max(first for first in phases if first <= at)
+                with memory_advice(learner, phases[present], state.meta, tasks):
+                    if phase < 0:
+                        _try_once(learner, state.meta, tasks)
+                        flops = _try_phases(learner, phases, state.meta, tasks)
+                    if present != phase:
+                        phase, step = present, stepping(phases[present])
+                    state, info = step(state, tasks)
+                at += 1
+                window.add(info, meta_batch, flops[phase] * meta_batch)
+                last, saving = at == iterations, at % save_every == 0 or at == iterations
+                validating = validate is not None and (at % validate_every == 0 or last)
+                if not (at % log_every == 0 or saving or validating):
+                    window.lap("step")
+                    continue
                 bad = int(state.bad)  # the one place that waits for the device
+                window.lap("step")
                 if bad >= 0:
                     raise NonFiniteError(_bad_news(learner, bad, keeper))
-                values = window.close()
-                if keeper is not None:
-                    keeper.log({"step": at, **values, "seconds": window.seconds()})
-                    if saving:
-                        keeper.save(state)
-                if progress is not None:
-                    progress(at, values)
-    except (KeyboardInterrupt, NonFiniteError):
-        if keeper is not None:
-            keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), final=False)
-        raise
+                ranks.check_same(state, at)
+                line, facts = window.values() | learned_rates(state.meta), dict[str, Any]()
+                if validating and ranks.rank == 0:
+                    assert validate is not None
+                    figures = figures_of(validate(state.meta))
+                    facts = {"validation": figures, "score": watch.add(figures)}
+                    line |= {f"validation/{name}": value for name, value in figures.items()}
+                    saving = saving or watch.since == 0 or watch.done
+                    window.lap("validation")
+                stopped = validating and ranks.agree(watch.done, state.step)
+                if ranks.rank == 0:
+                    line |= window.close()
+                    if keeper is not None:
+                        keeper.log({"step": at, **line})
+                    for log in loggers:
+                        log(at, line)
+                if keeper is not None and saving:
+                    keeper.save(state, **facts)
+                window.lap("checkpoint")
+        except (KeyboardInterrupt, NonFiniteError):
+            if keeper is not None:
+                keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False)
+            raise
     return state
 
 
-def _batches(sample: Callable[[Tensor, int], Task], key: Tensor, meta_batch: int, start: int) -> Iterator[Task]:
-    """The batches of step `start` and on, drawn many steps at a time, because small tensors cost more calls than work.
+@dataclass(frozen=True)
+class _Inside:
+    """A meta-gradient that is compiled by itself, whatever is around it."""
 
-    Blocks begin at fixed steps, so that a resumed run computes each batch within the same block.
-    """
-    size = sum(t.numel() * t.element_size() for t in tree_leaves(sample(fold(key, 0), meta_batch)))
-    block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, size)))
-    for first in itertools.count(start // block * block, block):
-        keys = fold(key, torch.arange(first, first + block, device=key.device))
-        leaves, structure = tree_flatten(over_tasks(lambda k: sample(k, meta_batch), shared=())(keys))
-        for step, batch in enumerate(zip(*(leaf.unbind(0) for leaf in leaves), strict=True), first):
-            if step >= start:
-                yield tree_unflatten(batch, structure)
+    gradient: MetaGradient
+    run: Execution
+
+    def __call__(self, learner: Learner, stage: Stage) -> GradFn:
+        return self.run.whole(meta_grad(learner, self.gradient, self.run.stage))
 
 
 def _phases(gradient: MetaGradient | Mapping[int, MetaGradient] | None) -> dict[int, MetaGradient | None]:
@@ -173,6 +218,15 @@ def _phases(gradient: MetaGradient | Mapping[int, MetaGradient] | None) -> dict[
     return dict(gradient)
 
 
+def _try_phases(learner: Learner, phases: dict[int, MetaGradient | None], meta: Any, tasks: Task) -> dict[int, int]:
+    """The meta-gradient of one task, eager: floating-point operations by phase.
+
+    For them, for the warnings that a graph cannot give, and for what a later phase would raise.
+    """
+    one = tree_map(lambda leaf: leaf[:1], tasks)
+    return {first: _flops(lambda: meta_grad(learner, chosen)(meta, one)) for first, chosen in phases.items()}  # noqa: B023
+
+
 def _try_once(learner: Learner, meta: Any, tasks: Task) -> None:
     """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
     check_tasks("fit", tasks)
@@ -180,110 +234,17 @@ def _try_once(learner: Learner, meta: Any, tasks: Task) -> None:
         over_tasks(lambda m, t: learner.loss(learner.adapt(m, t.support, t.key), m, t.query))(meta, tasks)
 
 
-def _bad_news(learner: Learner, bad: int, keeper: _Keeper | None) -> str:
+def _flops(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products and convolutions of a call, two for a multiplication and its addition."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _bad_news(learner: Learner, bad: int, keeper: Keeper | None) -> str:
     kept = f"the state before it is the last checkpoint in {keeper.folder}" if keeper else "pass run_dir to keep states"
     return (
         f"fit({learner.name}): loss or meta-gradient not finite at step {bad}; its update and all later ones were "
-        f"withheld; {kept}; lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), or look at the tasks "
-        "of this step"
+        f"withheld; {kept}; lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), leave such tasks out "
+        "(skip_nonfinite=True), or look at the tasks of this step"
     )
-
-
-class _Window:
-    """Means since the last log; the values stay on the device until then."""
-
-    def __init__(self) -> None:
-        self.infos = list[Info]()
-        self.began = time.perf_counter()
-
-    def seconds(self) -> float:
-        return round(time.perf_counter() - self.began, 3)
-
-    def add(self, info: Info) -> None:
-        self.infos.append(info)
-
-    def close(self) -> dict[str, float]:
-        values = {"loss": torch.stack([i.loss for i in self.infos]).mean().item()}
-        for name in dict.fromkeys(
-            name for i in self.infos for name in i.metrics
-        ):  # two phases may report different ones
-            values[name] = torch.stack([i.metrics[name].mean() for i in self.infos if name in i.metrics]).mean().item()
-        self.infos.clear()
-        return values
-
-
-class _Keeper:
-    """The files of a run: metrics.jsonl and the checkpoints."""
-
-    def __init__(
-        self,
-        run_dir: str | Path,
-        resume: bool,
-        validate: Callable[[Any], float] | None,
-        iterations: int,
-        identity: dict[str, int],
-    ) -> None:
-        self.folder, self.validate = Path(run_dir) / "checkpoints", validate
-        self.iterations, self.identity = iterations, identity
-        if resume and not Path(run_dir).is_dir():
-            raise InputError(
-                f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run"
-            )
-        self.metrics, self.choices = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "choices.json"
-        self.resume = resume
-        if not resume and (checkpoints(self.folder) or self.metrics.exists()):
-            raise InputError(
-                f"fit(run_dir={str(run_dir)!r}): the folder already holds a run; expected a new one; "
-                "pass resume=True (--resume) to go on with it, or another folder"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def restore(self, state: TrainState) -> TrainState:
-        found = checkpoints(self.folder)
-        if self.resume and found:
-            if self.choices.exists():
-                prefer(json.loads(self.choices.read_text()))
-            step, facts = found[-1]
-            state = load_checkpoint(self.folder / f"{step:08d}", state)
-            differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
-            if differ:
-                raise InputError(
-                    f"fit(resume=True): the run in {self.folder} has {differ}, this call {self.identity}; expected the "
-                    "same, because the rest of the run would see other tasks"
-                )
-            if step > self.iterations:
-                raise InputError(
-                    f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
-                )
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if _step_of(line) <= int(state.step)]
-        _write(self.metrics, "".join(line + "\n" for line in kept))
-        return state
-
-    def log(self, line: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def save(self, state: TrainState, final: bool = True) -> None:
-        step = int(state.step)
-        if not final and step in dict(checkpoints(self.folder)):
-            return  # it stands already, with its validation value
-        value = float(self.validate(state.meta)) if self.validate is not None and final else None
-        _write(self.choices, json.dumps(choices(), indent=1) + "\n")
-        save_checkpoint(self.folder, state, step, validation=value, **self.identity)
-        best = best_checkpoint(self.folder)
-        prune(self.folder, keep={step} if best is None else {step, best})
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(text)
-    fresh.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # half a line that a crash left

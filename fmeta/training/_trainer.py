@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmeta.core import Info, Learner, MetaGradient, Optimizer, Stage, Task, Tree, check_meta, check_optimizer, eager
 from fmeta.core import _tree as tree
+from fmeta.core._tree import global_norm
 from fmeta.gradients import meta_grad
 
 
@@ -53,18 +54,19 @@ def trainer(
         return TrainState(meta, optimizer.init(meta), count, count - 1)
 
     @stage
-    def apply(state: TrainState, grads: Tree, losses: Tensor) -> TrainState:
+    def apply(state: TrainState, grads: Tree, losses: Tensor) -> tuple[TrainState, Tensor]:
         # not their mean: a scalar of float64 counts as a Python number, and the compiler starts again when it is NaN
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         moved = TrainState(tree.add(state.meta, updates), opt_state, state.step + 1, state.bad)
         finite = torch.stack([t.isfinite().all() for t in (losses, *tree.tree_leaves((grads, moved)))]).all()
         stopped = state._replace(bad=torch.where(state.bad < 0, state.step, state.bad))
-        return tree.where(finite & (state.bad < 0), moved, stopped)
+        return tree.where(finite & (state.bad < 0), moved, stopped), global_norm(grads)
 
     def step(state: TrainState, tasks: Task) -> tuple[TrainState, Info]:
         grads, info = grads_of(state.meta, tasks)
         with torch.no_grad():
-            return apply(state, grads, info.losses), info
+            state, norm = apply(state, grads, info.losses)
+            return state, info._replace(gradient_norm=norm)
 
     step.check = lambda state, tasks: grads_of.check(state.meta, tasks)  # type: ignore[attr-defined]
     step.staged = lambda stage: trainer(learner, optimizer, gradient, stage=stage).step  # type: ignore[attr-defined]

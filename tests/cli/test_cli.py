@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from helpers import lines_of
 from PIL import Image
 
 import fmeta
@@ -31,11 +32,6 @@ def words(text):
 
 def state_bytes(run, step):
     return (run / "checkpoints" / f"{step:08d}" / "state.safetensors").read_bytes()
-
-
-def lines_of(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from helpers import lines_of, untimed
 from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, uniform
-from fmeta.training import _fit, checkpoints, load_checkpoint
+from fmeta.training import _draw, checkpoints, load_checkpoint
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))
@@ -29,13 +30,6 @@ def same_bits(a, b):
         u.dtype == v.dtype and bytes(u.contiguous().untyped_storage()) == bytes(v.contiguous().untyped_storage())
         for u, v in zip(tree_leaves(a), tree_leaves(b), strict=True)
     )
-
-
-def lines_of(run_dir):
-    """metrics.jsonl without the wall clock, the only entry that may differ between two runs."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.pop("seconds") >= 0 for line in lines)
-    return lines
 
 
 def contents(folder):
@@ -83,11 +77,11 @@ def test_a_line_holds_the_means_since_the_line_before(tmp_path):
         fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1, metrics={"absolute": error}
     )
     each, seen = [], []
-    train(iterations=12, learner=learner, log_every=1, progress=lambda step, values: each.append(values))
-    train(tmp_path, 12, learner=learner, log_every=4, progress=lambda step, values: seen.append((step, values)))
+    train(iterations=12, learner=learner, log_every=1, loggers=[lambda step, values: each.append(values)])
+    train(tmp_path, 12, learner=learner, log_every=4, loggers=[lambda step, values: seen.append((step, values))])
     lines = lines_of(tmp_path)  # the checkpoint at 10 closes a window too
     assert [line["step"] for line in lines] == [4, 8, 10, 12]
-    assert [{"step": step, **values} for step, values in seen] == lines
+    assert [{"step": step, **untimed(values)} for step, values in seen] == lines
     for line, (begin, end) in zip(lines, [(0, 4), (4, 8), (8, 10), (10, 12)], strict=True):
         for name in ("loss", "absolute"):
             mean = math.fsum(values[name] for values in each[begin:end]) / (end - begin)
@@ -98,7 +92,7 @@ def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     values = iter([3.0, 1.0, 2.0, 5.0])
     train(tmp_path, validate=lambda meta: next(values))
     found = checkpoints(tmp_path / "checkpoints")
-    assert [(step, facts["validation"]) for step, facts in found] == [(20, 1.0), (40, 5.0)]
+    assert [(step, facts["validation"]) for step, facts in found] == [(20, {"loss": 1.0}), (40, {"loss": 5.0})]
 
 
 def test_a_validation_that_is_not_a_number_is_never_the_best(tmp_path):
@@ -128,7 +122,7 @@ def test_validation_sees_the_meta_parameters_it_is_recorded_with(tmp_path):
 
 @pytest.mark.parametrize("block", [100, 8], ids=["one block of batches", "a resume inside a block"])
 def test_resumed_at_20_a_run_ends_with_the_same_bits_and_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(_fit, "_BLOCK_STEPS", block)
+    monkeypatch.setattr(_draw, "_BLOCK_STEPS", block)
     whole = train(tmp_path / "whole")
     half = train(tmp_path / "cut", iterations=20)
     resumed = train(tmp_path / "cut", resume=True)
@@ -222,14 +216,14 @@ def interrupt_at(wanted):
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_ends_with_the_same_bits(tmp_path, reference, step):
     """20 is also a step at which a checkpoint is due."""
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, progress=interrupt_at(step))
+        train(tmp_path, loggers=[interrupt_at(step)])
     assert steps_kept(tmp_path)[-1] == step
     assert same_bits(train(tmp_path, resume=True), reference[1])
 
 
 def test_ctrl_c_at_a_log_costs_no_line_of_metrics(tmp_path, reference):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, progress=interrupt_at(15))
+        train(tmp_path, loggers=[interrupt_at(15)])
     train(tmp_path, resume=True)
     assert lines_of(tmp_path) == lines_of(reference[0])
 
@@ -245,7 +239,7 @@ def test_ctrl_c_between_two_logs_leaves_the_step_it_had_reached(tmp_path, refere
         return SINUSOID(k, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_fit, "_BLOCK_STEPS", 8)
+        patch.setattr(_draw, "_BLOCK_STEPS", 8)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, sample=sample)
         assert steps_kept(tmp_path) == [16]
@@ -292,7 +286,7 @@ def test_a_non_finite_step_right_after_a_checkpoint_does_not_erase_its_validatio
     """The kept state is the one of the checkpoint: written again, it must not lose that it is the best."""
     with pytest.raises(fmeta.NonFiniteError):
         train(tmp_path, optimizer=BLOWS_UP, log_every=1, save_every=1, validate=lambda meta: 0.5)
-    assert [(step, f["validation"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, 0.5)]
+    assert [(step, f["score"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, 0.5)]
 
 
 def test_labels_out_of_range_are_reported_by_name_before_anything_is_trained(tmp_path):

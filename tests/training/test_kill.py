@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from helpers import lines_of
 
 from fmeta.cli import main
 
@@ -40,16 +41,11 @@ def _steps(run):
     return sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def _lines(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
 def _assert_same(one, two):
     states = [run / "checkpoints" / f"{N:08d}" / "state.safetensors" for run in (one, two)]
     assert states[0].read_bytes() == states[1].read_bytes()
-    assert _lines(one) == _lines(two)
-    assert [line["step"] for line in _lines(one)] == list(range(10, N + 1, 10))
+    assert lines_of(one) == lines_of(two)
+    assert [line["step"] for line in lines_of(one)] == list(range(10, N + 1, 10))
     assert (one / "evaluation.json").read_text() == (two / "evaluation.json").read_text()
 
 

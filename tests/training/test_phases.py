@@ -98,7 +98,7 @@ def test_ctrl_c_in_either_phase_costs_nothing(tmp_path, first):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SWAP, tmp_path, sample=random_tasks, progress=progress, log_every=2)
+        train(SWAP, tmp_path, sample=random_tasks, loggers=[progress], log_every=2)
     resumed = train(SWAP, tmp_path, sample=random_tasks, resume=True, log_every=2)
     assert same_bits(resumed, train(SWAP, sample=random_tasks))
 
@@ -165,6 +165,6 @@ def test_a_later_phase_that_fails_on_these_tasks_is_told_before_the_first_step()
         fmeta.fit(
             LEARNER, OUTER, lambda k, count: TASKS._replace(key=()), key=key(3), iterations=12, meta_batch=3,
             gradient={0: fmeta.first_order(), 5: fmeta.evolution(0.1, 2)}, log_every=1,
-            progress=lambda step, _: seen.append(step),
+            loggers=[lambda step, _: seen.append(step)],
         )  # fmt: skip
     assert not seen

@@ -1,0 +1,130 @@
+"""What a meta-gradient would need of memory, found without computing it, and advice where it did not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fmeta.core import Learner, MetaGradient, Task, Tree
+from fmeta.gradients import adjoint, first_order, meta_grad, unrolled
+
+
+class OutOfMemoryError(RuntimeError):
+    """A meta-step did not fit. The message says which meta-gradients and chunk sizes would."""
+
+
+def peak_memory(function: Callable[..., Any], *args: Tree) -> int:
+    """Bytes of all tensors alive at the worst moment of `function(*args)`, its arguments not counted, run eager.
+
+    The function runs on tensors without data, so this takes no memory and little time, whatever the sizes. An allocator
+    needs somewhat more, because it rounds up and its memory falls into pieces; compiled code as a rule needs less.
+    """
+    mode = FakeTensorMode()
+    fake = tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args)
+    with mode, _Living(tree_leaves(fake)) as living:
+        function(*fake)
+    return living.peak
+
+
+class _Living(TorchDispatchMode):
+    """Adds up the storages that operations make, for as long as they are alive."""
+
+    def __init__(self, known: list[Any]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = {id(leaf.untyped_storage()) for leaf in known if isinstance(leaf, Tensor)}
+        self.known = known  # alive, so that no other storage takes its number
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        number, size = id(storage), storage.nbytes()
+        if number in self.seen:
+            return
+        self.seen.add(number)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, number, size)
+
+    def _forget(self, number: int, size: int) -> None:
+        self.seen.discard(number)
+        self.now -= size
+
+
+@contextlib.contextmanager
+def memory_advice(learner: Learner, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> Iterator[None]:
+    """Turns running out of memory into an `OutOfMemoryError` that says what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
+            raise
+        raise OutOfMemoryError(_advice(learner, gradient, meta, tasks)) from error
+
+
+def _ran_out(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _advice(learner: Learner, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> str:
+    leaf = tree_leaves(tasks)[0]
+    count, free = leaf.shape[0], free_memory(leaf.device)
+    ways: dict[str, MetaGradient] = {"the one at hand": gradient or learner.gradient}
+    if learner.inner is not None:
+        ways |= {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
+    rows = []
+    for name, way in ways.items():
+        fixed, each = _linear(learner, way, meta, tasks)
+        fits = min(count, int((free - fixed) / max(each, 1)))
+        chunk = "all at once" if fits >= count else f"chunked(…, {fits})" if fits >= 1 else "not even one task"
+        rows.append(f"{name}: {_gib(fixed + each * count)} for {count} tasks; fits: {chunk}")
+    return (
+        f"fit({learner.name}): out of memory on {leaf.device} with {count} tasks in a meta-step; about {_gib(free)} "
+        f"are free. Estimates, run eager: {'; '.join(rows)}. Take a meta-gradient that fits, with "
+        "fmeta.chunked(gradient, size) so many tasks at a time, which computes the same"
+    )
+
+
+def _linear(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -> tuple[float, float]:
+    """Bytes whatever the number of tasks, and for each task, by one task and two."""
+    grads_of = meta_grad(learner, gradient)
+    one, two = (
+        peak_memory(grads_of, meta, tree_map(lambda leaf, n=n: leaf[:1].repeat(n, *[1] * (leaf.ndim - 1)), tasks))
+        for n in (1, 2)
+    )
+    return max(0, 2 * one - two), max(0, two - one)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the device, or of main memory within this process's own limit."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    if os.name != "posix":
+        return 0
+    import resource
+
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        with open("/proc/self/statm") as file:
+            free = min(free, limit - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, free)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"

@@ -1,0 +1,141 @@
+"""The folder of a run: metrics.jsonl and the checkpoints, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fmeta.core import InputError, choices, prefer
+from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, prune, save_checkpoint
+from fmeta.training._trainer import TrainState
+
+
+class SaveError(RuntimeError):
+    """A run could not be written down, because the disk is full for example. What was whole before still is."""
+
+
+@contextlib.contextmanager
+def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
+    """Holds the folder of a run, a new one or, with `resume`, one that is there; its lock ends with the process.
+
+    Raises InputError where the folder holds a run already (or, with `resume`, is not there), where another process
+    holds it, or where it cannot be written.
+    """
+    folder = Path(run_dir)
+    if resume and not folder.is_dir():
+        raise InputError(f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run")
+    _check_new(folder, resume)
+    lock = FileLock(folder / ".lock", is_singleton=True)  # this process may take it again
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"fit(run_dir={str(run_dir)!r}): another process is training in this folder; expected one process to a "
+            "run; wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"fit(run_dir={str(run_dir)!r}): {error}; expected a folder that can be written") from error
+    try:
+        _check_new(folder, resume)  # again: another may have been faster
+        yield
+    finally:
+        lock.release()
+
+
+def _check_new(folder: Path, resume: bool) -> None:
+    if not resume and (checkpoints(folder / "checkpoints") or (folder / "metrics.jsonl").exists()):
+        raise InputError(
+            f"fit(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
+            "pass resume=True (--resume) to go on with it, or another folder"
+        )
+
+
+class Keeper:
+    """Writes the files of one run."""
+
+    def __init__(self, run_dir: str | Path, resume: bool, iterations: int, identity: dict[str, int]) -> None:
+        self.folder, self.iterations, self.identity = Path(run_dir) / "checkpoints", iterations, identity
+        self.metrics, self.choices = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "choices.json"
+        self.resume = resume
+        self.folder.mkdir(exist_ok=True)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
+        """The last checkpoint, and the lines of the metrics up to it."""
+        found = checkpoints(self.folder)
+        if self.resume and found:
+            if self.choices.exists():
+                prefer(json.loads(self.choices.read_text()))
+            step, facts = found[-1]
+            state = load_checkpoint(self.folder / f"{step:08d}", state)
+            differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
+            if differ:
+                raise InputError(
+                    f"fit(resume=True): the run in {self.folder} has {differ}, this call {self.identity}; expected the "
+                    "same, because the rest of the run would see other tasks"
+                )
+            if step > self.iterations:
+                raise InputError(
+                    f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
+                )
+        lines = [_parsed(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        kept = [line for line in lines if line.get("step", math.inf) <= int(state.step)]
+        with self._writing("metrics.jsonl"):
+            _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        return state, kept
+
+    def log(self, line: dict[str, Any]) -> None:
+        with self._writing("metrics.jsonl"), self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self, state: TrainState, *, again: bool = True, **facts: Any) -> None:
+        """A checkpoint with these facts. Not `again`: one of the same step stays as it is."""
+        step = int(state.step)
+        if not again and step in dict(checkpoints(self.folder)):
+            return
+        with self._writing(f"checkpoint {step}"):
+            _write(self.choices, json.dumps(choices(), indent=1) + "\n")
+            save_checkpoint(self.folder, state, step, **facts, **self.identity)
+        best = best_checkpoint(self.folder)
+        prune(self.folder, keep={step} if best is None else {step, best})
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            found = checkpoints(self.folder)
+            kept = (
+                f"the last whole checkpoint is that of step {found[-1][0]}" if found else "there is no checkpoint yet"
+            )
+            raise SaveError(
+                f"fit: {what} could not be written in {self.folder.parent}: {error}; {kept}; make room there, then go "
+                "on with resume=True (--resume)"
+            ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    fresh = path.with_suffix(".tmp")
+    try:
+        fresh.write_text(text)
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of the metrics; nothing for half a line that a crash left."""
+    try:
+        found = json.loads(line)
+        return found if isinstance(found.get("step"), int | float) else {}
+    except (ValueError, AttributeError):
+        return {}

@@ -56,8 +56,10 @@ def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> 
 
 
 def hidden(t: Tensor) -> bool:
-    """Whether values cannot be looked at now: a graph is being traced or captured."""
-    return torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether values cannot be looked at now: a graph is being traced or captured, or there are none."""
+    if torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return True
+    return isinstance(torch.func.debug_unwrap(t), FakeTensor)
 
 
 def check_tasks(call: str, tasks: Task) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,7 @@ def peak_memory(function: Callable[..., Any], *args: Tree) -> int:
     The function runs on tensors without data, so this takes no memory and little time, whatever the sizes. An allocator
     needs somewhat more, because it rounds up and its memory falls into pieces; compiled code as a rule needs less.
     """
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # what the function holds, such as data
     fake = tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args)
     with mode, _Living(tree_leaves(fake)) as living:
         function(*fake)
@@ -73,40 +74,39 @@ def memory_advice(learner: Learner, gradient: MetaGradient | None, meta: Tree, t
     except (RuntimeError, MemoryError) as error:
         if not _ran_out(error):
             raise
-        raise OutOfMemoryError(_advice(learner, gradient, meta, tasks)) from error
+        traceback.clear_frames(error.__traceback__)  # what it had allocated is free again
+        raise OutOfMemoryError(_advice(learner, gradient or learner.gradient, meta, tasks)) from error
 
 
 def _ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _advice(learner: Learner, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> str:
+def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -> str:
     leaf = tree_leaves(tasks)[0]
     count, free = leaf.shape[0], free_memory(leaf.device)
-    ways: dict[str, MetaGradient] = {"the one at hand": gradient or learner.gradient}
-    if learner.inner is not None:
-        ways |= {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
-    rows = []
-    for name, way in ways.items():
+    rows = [f"this one needs {_gib(peak_memory(meta_grad(learner, gradient), meta, tasks))}"]
+    ways = {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
+    for name, way in ways.items() if learner.inner is not None else []:
         fixed, each = _linear(learner, way, meta, tasks)
         fits = min(count, int((free - fixed) / max(each, 1)))
-        chunk = "all at once" if fits >= count else f"chunked(…, {fits})" if fits >= 1 else "not even one task"
-        rows.append(f"{name}: {_gib(fixed + each * count)} for {count} tasks; fits: {chunk}")
+        chunk = "all at once" if fits >= count else f"chunked({name}, {fits})" if fits >= 1 else "not even one task"
+        rows.append(f"{name} {_gib(fixed + each * count)}, fits: {chunk}")
     return (
         f"fit({learner.name}): out of memory on {leaf.device} with {count} tasks in a meta-step; about {_gib(free)} "
-        f"are free. Estimates, run eager: {'; '.join(rows)}. Take a meta-gradient that fits, with "
-        "fmeta.chunked(gradient, size) so many tasks at a time, which computes the same"
+        f"are free. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes "
+        "so many tasks at a time and computes the same"
     )
 
 
 def _linear(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -> tuple[float, float]:
-    """Bytes whatever the number of tasks, and for each task, by one task and two."""
+    """Bytes whatever the number of tasks, and for each task, by two tasks and four."""
     grads_of = meta_grad(learner, gradient)
-    one, two = (
+    two, four = (
         peak_memory(grads_of, meta, tree_map(lambda leaf, n=n: leaf[:1].repeat(n, *[1] * (leaf.ndim - 1)), tasks))
-        for n in (1, 2)
+        for n in (2, 4)
     )
-    return max(0, 2 * one - two), max(0, two - one)
+    return max(0, 2 * two - four), max(0, (four - two) / 2)
 
 
 def free_memory(device: torch.device) -> int:

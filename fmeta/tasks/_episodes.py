@@ -41,6 +41,9 @@ class Episodes:
     def __call__(self, key: Tensor, count: int) -> Task:
         return self.sample(key, count)
 
+    def part(self, key: Tensor, count: int, numbers: range) -> Task:
+        return self.sample.part(key, count, numbers)  # type: ignore[attr-defined]
+
 
 def class_data(classes: Mapping[str, Tensor | np.ndarray]) -> ClassData:
     """`ClassData` from named classes of any sizes, each `[example, ...]`.

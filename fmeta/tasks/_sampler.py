@@ -13,9 +13,16 @@ Sampler = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks
 
 
 def sampler(one: Callable[[Tensor], Task]) -> Sampler:
-    """A `Sampler` from a function that draws one task. Task `i` of a batch is `one(split(key, count)[i])`."""
+    """A `Sampler` from a function that draws one task. Task `i` of a batch is `one(split(key, count)[i])`.
+
+    Its `part(key, count, numbers)` draws the tasks with these numbers alone, a range: those of one rank.
+    """
+
+    def part(key: Tensor, count: int, numbers: range) -> Task:
+        return over_tasks(one, shared=())(split(key, count)[numbers.start : numbers.stop])
 
     def sample(key: Tensor, count: int) -> Task:
-        return over_tasks(one, shared=())(split(key, count))
+        return part(key, count, range(count))
 
+    sample.part = part  # type: ignore[attr-defined]
     return sample

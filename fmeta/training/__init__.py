@@ -1,11 +1,12 @@
 """Meta-training: the step, the loop, and what it keeps."""
 
 from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
-from fmeta.training._fit import NonFiniteError, fit
+from fmeta.training._fit import fit
 from fmeta.training._keeper import SaveError, claimed
 from fmeta.training._log import Logger
 from fmeta.training._ranks import Ranks, RanksDifferError
 from fmeta.training._trainer import Trainer, TrainState, trainer
+from fmeta.training._watch import NonFiniteError
 
 __all__ = [
     "Logger", "NonFiniteError", "Ranks", "RanksDifferError", "SaveError", "TrainState", "Trainer", "best_checkpoint",

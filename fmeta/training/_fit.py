@@ -1,46 +1,27 @@
-"""`fit`: the training loop with progress, metrics, validation, checkpoints and resume, on one process or many."""
+"""`fit`: the training loop, on one process or many."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
-from fmeta.core import (
-    GradFn,
-    InputError,
-    Learner,
-    MetaGradient,
-    Optimizer,
-    Stage,
-    Task,
-    check_counts,
-    check_tasks,
-    eager,
-    fold,
-)
-from fmeta.core._inner import over_tasks
-from fmeta.execution import Execution, compile, memory_advice, plan
-from fmeta.gradients import meta_grad, skipping
+from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, check_counts, fold
+from fmeta.execution import memory_advice, plan
 from fmeta.training._draw import Batches
 from fmeta.training._keeper import Keeper, claimed
-from fmeta.training._log import Logger, Window, learned_rates
-from fmeta.training._ranks import Ranks, across_ranks
+from fmeta.training._log import Logger
+from fmeta.training._ranks import Ranks
+from fmeta.training._steps import Steps, phases_of
 from fmeta.training._trainer import TrainState, trainer
-from fmeta.training._validation import Monitor, Validate, figures_of
+from fmeta.training._validation import Monitor, Validate
+from fmeta.training._watch import Every, NonFiniteError, Watch
 
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
-
-
-class NonFiniteError(RuntimeError):
-    """Training stopped because a loss or gradient was not finite. The message says where, and what is kept."""
 
 
 def fit(
@@ -114,137 +95,36 @@ def fit(
         OutOfMemoryError: the tasks do not fit; the message says what would.
         KeyboardInterrupt: after the state was saved.
     """
-    validate_every = save_every if validate_every is None else validate_every
-    counts = {"iterations": iterations, "meta_batch": meta_batch, "log_every": log_every, "save_every": save_every}
-    check_counts("fit", **counts, validate_every=validate_every)
+    every = Every(iterations, log_every, save_every, save_every if validate_every is None else validate_every)
+    check_counts("fit", iterations=iterations, meta_batch=meta_batch, **every.counts())
     if resume and run_dir is None:
         raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
-    watch, ranks, run, phases = Monitor(monitor, mode, patience), Ranks.present(), plan(scope), _phases(gradient)
-    part, identity = ranks.part(meta_batch), {"key": int(key), "meta_batch": meta_batch}
+    ranks, run, phases, best = Ranks.present(), plan(scope), phases_of(gradient), Monitor(monitor, mode, patience)
+    part = ranks.part(meta_batch)
     trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
     state = trainers[0].init(fold(key, 0))
     with contextlib.ExitStack() as stack:
         keeper = None
         if run_dir is not None and ranks.rank == 0:
             stack.enter_context(claimed(run_dir, resume))
-            keeper = Keeper(run_dir, resume, iterations, identity)
+            keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
             state, lines = keeper.restore(state)
-            watch.replay(lines)
+            best.replay(lines)
         state = ranks.share(state)
         at = int(state.step)
         batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
-
-        def stepping(chosen: MetaGradient | None) -> Callable[..., Any]:
-            if ranks.count == 1 and not skip_nonfinite:
-                return run.whole(trainer(learner, optimizer, chosen, stage=run.stage).step)
-            outside: MetaGradient = _Inside(chosen or learner.gradient, run)  # Python decides around the graph
-            if skip_nonfinite:
-                outside = skipping(outside)
-            if ranks.count > 1:
-                outside = across_ranks(outside, ranks, meta_batch, batches.ahead)
-            return trainer(learner, optimizer, outside, stage=eager if run.scope == "none" else compile).step
-
-        phase, window, flops = -1, Window(), dict[int, int]()
-        stopped = ranks.agree(watch.done, state.step)
+        steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
+        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state)
         try:
-            while at < iterations and not stopped:
+            while at < iterations and not watch.stopped:
                 tasks = batches.draw()
-                window.lap("sampling")
-                present = max(first for first in phases if first <= at)
-                with memory_advice(learner, phases[present], state.meta, tasks):
-                    if phase < 0:
-                        _try_once(learner, state.meta, tasks)
-                        flops = _try_phases(learner, phases, state.meta, tasks)
-                    if present != phase:
-                        phase, step = present, stepping(phases[present])
-                    state, info = step(state, tasks)
+                watch.window.lap("sampling")
+                with memory_advice(learner, steps.gradient(at), state.meta, tasks):
+                    state, info = steps.at(at, state.meta, tasks)(state, tasks)
                 at += 1
-                window.add(info, meta_batch, flops[phase] * meta_batch)
-                last, saving = at == iterations, at % save_every == 0 or at == iterations
-                validating = validate is not None and (at % validate_every == 0 or last)
-                if not (at % log_every == 0 or saving or validating):
-                    window.lap("step")
-                    continue
-                bad = int(state.bad)  # the one place that waits for the device
-                window.lap("step")
-                if bad >= 0:
-                    raise NonFiniteError(_bad_news(learner, bad, keeper))
-                ranks.check_same(state, at)
-                line, facts = window.values() | learned_rates(state.meta), dict[str, Any]()
-                if validating and ranks.rank == 0:
-                    assert validate is not None
-                    figures = figures_of(validate(state.meta))
-                    facts = {"validation": figures, "score": watch.add(figures)}
-                    line |= {f"validation/{name}": value for name, value in figures.items()}
-                    saving = saving or watch.since == 0 or watch.done
-                    window.lap("validation")
-                stopped = validating and ranks.agree(watch.done, state.step)
-                if ranks.rank == 0:
-                    line |= window.close()
-                    if keeper is not None:
-                        keeper.log({"step": at, **line})
-                    for log in loggers:
-                        log(at, line)
-                if keeper is not None and saving:
-                    keeper.save(state, **facts)
-                window.lap("checkpoint")
+                watch(at, state, info, meta_batch, steps.flops(at - 1))
         except (KeyboardInterrupt, NonFiniteError):
             if keeper is not None:
                 keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False)
             raise
     return state
-
-
-@dataclass(frozen=True)
-class _Inside:
-    """A meta-gradient that is compiled by itself, whatever is around it."""
-
-    gradient: MetaGradient
-    run: Execution
-
-    def __call__(self, learner: Learner, stage: Stage) -> GradFn:
-        return self.run.whole(meta_grad(learner, self.gradient, self.run.stage))
-
-
-def _phases(gradient: MetaGradient | Mapping[int, MetaGradient] | None) -> dict[int, MetaGradient | None]:
-    """First meta-step -> meta-gradient from there on."""
-    if not isinstance(gradient, Mapping):
-        return {0: gradient}
-    if 0 not in gradient or not all(isinstance(first, int) and first >= 0 for first in gradient):
-        raise InputError(
-            f"fit(gradient=a mapping): its keys are {list(gradient)}; expected the first meta-step of each "
-            "meta-gradient, integers, 0 among them"
-        )
-    return dict(gradient)
-
-
-def _try_phases(learner: Learner, phases: dict[int, MetaGradient | None], meta: Any, tasks: Task) -> dict[int, int]:
-    """The meta-gradient of one task, eager: floating-point operations by phase.
-
-    For them, for the warnings that a graph cannot give, and for what a later phase would raise.
-    """
-    one = tree_map(lambda leaf: leaf[:1], tasks)
-    return {first: _flops(lambda: meta_grad(learner, chosen)(meta, one)) for first, chosen in phases.items()}  # noqa: B023
-
-
-def _try_once(learner: Learner, meta: Any, tasks: Task) -> None:
-    """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
-    check_tasks("fit", tasks)
-    with torch.no_grad():
-        over_tasks(lambda m, t: learner.loss(learner.adapt(m, t.support, t.key), m, t.query))(meta, tasks)
-
-
-def _flops(run: Callable[[], Any]) -> int:
-    """Operations of the matrix products and convolutions of a call, two for a multiplication and its addition."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def _bad_news(learner: Learner, bad: int, keeper: Keeper | None) -> str:
-    kept = f"the state before it is the last checkpoint in {keeper.folder}" if keeper else "pass run_dir to keep states"
-    return (
-        f"fit({learner.name}): loss or meta-gradient not finite at step {bad}; its update and all later ones were "
-        f"withheld; {kept}; lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), leave such tasks out "
-        "(skip_nonfinite=True), or look at the tasks of this step"
-    )

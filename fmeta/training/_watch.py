@@ -1,0 +1,94 @@
+"""What `fit` does between the steps: looks at the device, validates, tells, keeps, and decides when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fmeta.core import Info
+from fmeta.training._keeper import Keeper
+from fmeta.training._log import Logger, Window, learned_rates
+from fmeta.training._ranks import Ranks
+from fmeta.training._trainer import TrainState
+from fmeta.training._validation import Monitor, Validate, figures_of
+
+
+class NonFiniteError(RuntimeError):
+    """Training stopped because a loss or gradient was not finite. The message says where, and what is kept."""
+
+
+class Every(NamedTuple):
+    """The end of a run, and the meta-steps between its pauses."""
+
+    iterations: int
+    log: int
+    save: int
+    validate: int
+
+    def counts(self) -> dict[str, int]:
+        return {"log_every": self.log, "save_every": self.save, "validate_every": self.validate}
+
+    def due(self, at: int, interval: int) -> bool:
+        return at % interval == 0 or at == self.iterations
+
+
+class Watch:
+    """Called after every step; `stopped` says whether that was the last one."""
+
+    def __init__(
+        self,
+        name: str,
+        ranks: Ranks,
+        every: Every,
+        validate: Validate | None,
+        best: Monitor,
+        keeper: Keeper | None,
+        loggers: Sequence[Logger],
+        state: TrainState,
+    ) -> None:
+        self.name, self.ranks, self.every, self.validate, self.best = name, ranks, every, validate, best
+        self.keeper, self.loggers, self.window = keeper, loggers, Window()
+        self.stopped = ranks.agree(best.done, state.step)
+
+    def __call__(self, at: int, state: TrainState, info: Info, tasks: int, flops: int) -> None:
+        self.window.add(info, tasks, tasks * flops)
+        every = self.every
+        validating, saving = self.validate is not None and every.due(at, every.validate), every.due(at, every.save)
+        if not (validating or saving or every.due(at, every.log)):
+            self.window.lap("step")
+            return
+        bad = int(state.bad)  # the one place that waits for the device
+        self.window.lap("step")
+        if bad >= 0:
+            raise NonFiniteError(self._bad_news(bad))
+        self.ranks.check_same(state, at)
+        if self.ranks.rank == 0:
+            self._tell(at, state, validating, saving)
+        if validating:
+            self.stopped = self.ranks.agree(self.best.done, state.step)
+
+    def _tell(self, at: int, state: TrainState, validating: bool, saving: bool) -> None:
+        line, facts = self.window.values() | learned_rates(state.meta), dict[str, Any]()
+        if validating and self.validate is not None:
+            figures = figures_of(self.validate(state.meta))
+            facts = {"validation": figures, "score": self.best.add(figures)}
+            line |= {f"validation/{name}": value for name, value in figures.items()}
+            saving = saving or self.best.since == 0 or self.best.done
+            self.window.lap("validation")
+        line |= self.window.close()
+        if self.keeper is not None:
+            self.keeper.log({"step": at, **line})
+        for log in self.loggers:
+            log(at, line)
+        if self.keeper is not None and saving:
+            self.keeper.save(state, **facts)
+        self.window.lap("checkpoint")
+
+    def _bad_news(self, bad: int) -> str:
+        folder = self.keeper and self.keeper.folder
+        kept = f"the state before it is the last checkpoint in {folder}" if folder else "pass run_dir to keep states"
+        return (
+            f"fit({self.name}): loss or meta-gradient not finite at step {bad}; its update and all later ones were "
+            f"withheld; {kept}; lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), leave such tasks "
+            "out (skip_nonfinite=True), or look at the tasks of this step"
+        )

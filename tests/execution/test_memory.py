@@ -1,0 +1,109 @@
+"""`peak_memory`: bytes alive at once, found without computing; and advice where memory ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import labelled, regressor, vectors
+
+import fmeta
+from fmeta.core import key
+from fmeta.execution import memory_advice
+
+
+def test_it_is_what_is_alive_at_once():
+    def function(x):
+        a = x + 1  # 1
+        b = a * 2  # 2
+        del a  # 1
+        c = torch.cat([b, b])  # 3
+        del b  # 2
+        return c.view(-1)[:5] * 1.0  # and five numbers
+
+    x = torch.zeros(1000, dtype=torch.float64)
+    assert fmeta.peak_memory(function, x) == 3 * 8000
+
+
+def test_views_and_updates_in_place_take_none():
+    def function(x):
+        a = x + 1
+        a.add_(1)
+        return a.view(10, 100).T[3]
+
+    assert fmeta.peak_memory(function, torch.zeros(1000)) == 4000
+
+
+def test_nothing_is_computed_however_large():
+    with torch.device("meta"):
+        x = torch.empty(1 << 20, 1 << 20)
+    assert fmeta.peak_memory(lambda t: (t @ t).sum(), x) >= 4 << 40
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_a_meta_gradient_takes_memory_by_the_task(count):
+    learner = fmeta.maml(regressor(width=64), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=3)
+    meta = learner.init(key(0))
+
+    def peak(tasks):
+        return fmeta.peak_memory(fmeta.meta_grad(learner), meta, vectors(key(1), tasks))
+
+    two, four = peak(2), peak(4)
+    assert peak(count) == pytest.approx(two + (count - 2) * (four - two) / 2, rel=0.02)
+
+
+def test_the_adjoint_needs_less_than_unrolling():
+    learner = fmeta.maml(regressor(width=64), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=10)
+    meta, tasks = learner.init(key(0)), vectors(key(1), 4, shots=200)
+    ways = [fmeta.meta_grad(learner, way) for way in (fmeta.unrolled(), fmeta.adjoint())]
+    unrolled, adjoint = (fmeta.peak_memory(way, meta, tasks) for way in ways)
+    assert unrolled > 3 * adjoint
+
+
+def test_convolutions_are_counted_too():
+    model = fmeta.models.conv4(3, width=8)
+    learner = fmeta.maml(model, fmeta.cross_entropy, optimizer=fmeta.sgd(0.1), steps=1)
+    pictures = fmeta.tasks.class_data({name: torch.rand(4, 1, 28, 28) for name in "abc"})
+    drawn = fmeta.tasks.episodes(pictures, ways=3, shots=1, query=1)(key(0), 2)
+    assert fmeta.peak_memory(fmeta.meta_grad(learner), model.init(key(1)), drawn) > 1e6
+
+
+def test_running_out_says_what_would_fit():
+    """Twelve tasks where there is room for about half of them: an address-space limit stands for the machine."""
+    code = """
+import resource, torch, fmeta
+from fmeta.core import key
+
+def train(tasks, gradient=None):
+    learner = fmeta.maml(fmeta.models.mlp([1, 128, 128, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=5)
+    sample = fmeta.tasks.sinusoid(shots=4000, query=4000)
+    given = {"key": key(0), "iterations": 1, "meta_batch": tasks, "gradient": gradient}
+    return fmeta.fit(learner, fmeta.adam(1e-3), sample, **given)
+
+train(1)
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
+try:
+    train(12)
+except fmeta.OutOfMemoryError as error:
+    message = str(error)
+print(message)
+size = int(message.split("chunked(unrolled(), ")[1].split(")")[0])
+train(12, fmeta.chunked(fmeta.unrolled(), max(1, size // 2)))
+print("trained")
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("limits the address space as Linux does")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "out of memory on cpu with 12 tasks" in done.stdout, done.stderr
+    for way in ("this one needs", "unrolled() ", "adjoint() ", "first_order() "):
+        assert way in done.stdout
+    assert done.stdout.strip().endswith("trained"), done.stdout + done.stderr
+
+
+def test_other_errors_pass():
+    learner = fmeta.protonet(fmeta.models.mlp([2, 4]), ways=3)
+    with pytest.raises(RuntimeError, match=r"^shape$"), memory_advice(learner, None, {}, labelled(key(0))):
+        raise RuntimeError("shape")

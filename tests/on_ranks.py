@@ -1,0 +1,72 @@
+"""What each process of a group does in `test_ranks.py`: `python on_ranks.py FOLDER`, with torchrun's environment."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_leaves
+
+import fmeta
+from fmeta.core import key
+
+
+def train(*, bad_tasks=(), **options):
+    """Six meta-steps on five sine waves each, in float64, whose `bad_tasks` have infinite targets."""
+    net = fmeta.models.mlp([1, 6, 1], torch.tanh)
+    model = net._replace(init=lambda k: {name: p.to(torch.float64) for name, p in net.init(k).items()})
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.02), steps=2, metrics={"absolute": _error})
+    waves = fmeta.tasks.sinusoid(shots=4, query=4, dtype=torch.float64)
+
+    def sample(key, count):
+        tasks = waves(key, count)
+        shift = torch.zeros(count, 1, 1, dtype=torch.float64)
+        for number in bad_tasks:
+            shift[number] = torch.inf
+        return tasks._replace(support=tasks.support._replace(y=tasks.support.y + shift))
+
+    given = {"key": key(3), "iterations": 6, "meta_batch": 5, "log_every": 2, "save_every": 3} | options
+    return fmeta.fit(learner, fmeta.adam(0.01), sample, **given)
+
+
+def _error(prediction, y):
+    return (prediction - y).abs().mean(-1)
+
+
+def main(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    result = {"kept": tree_leaves(train(run_dir=folder / "ranks"))}
+    if dist.get_world_size() == 2:
+        result["resumed"] = tree_leaves(train(run_dir=folder / "half", resume=True))
+        result["whole"] = tree_leaves(train(scope="whole"))
+        for bad_tasks in [(0,), (0, 1), (1, 4)]:
+            seen = []
+            state = train(
+                bad_tasks=bad_tasks, skip_nonfinite=True, loggers=[lambda _, values, to=seen: to.append(values)]
+            )
+            result["skipped", bad_tasks] = tree_leaves(state), [(v["skipped"], v["loss"]) for v in seen]
+        result["stopped"] = int(train(iterations=50, validate=_by_rank_0, validate_every=2, patience=3).step)
+        result["differ"] = _differing(rank)
+    torch.save(result, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _by_rank_0(meta):
+    assert dist.get_rank() == 0
+    return 1.0
+
+
+def _differing(rank):
+    state = {"w": torch.ones(3, dtype=torch.float64), "n": torch.tensor(1)}
+    fmeta.training.Ranks.present().check_same(state, 1)
+    state["w"][2] += rank * 2.3e-16
+    try:
+        fmeta.training.Ranks.present().check_same(state, 2)
+    except fmeta.RanksDifferError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -24,13 +24,15 @@ from fmeta.cli._run import open_run
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
 from fmeta.core import InputError, fold, nearest
+from fmeta.execution import OutOfMemoryError
 from fmeta.gradients import check_meta_grad
-from fmeta.training import NonFiniteError
+from fmeta.training import NonFiniteError, RanksDifferError, SaveError
 
 _USAGE = f"""usage: fmeta COMMAND
 
   fmeta train [RECIPE] [--field value ...]     train, then evaluate; --help lists the fields
   fmeta train --resume --run-dir RUN           go on with a run
+  torchrun --nproc-per-node N -m fmeta train RECIPE --run-dir RUN [...]   over N processes
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    except NonFiniteError as error:
+    except (NonFiniteError, SaveError, OutOfMemoryError, RanksDifferError) as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:

@@ -103,13 +103,26 @@ class Recipe(ABC):
     """meta-steps between lines of metrics.jsonl"""
     save_every: int = 1000
     """meta-steps between checkpoints"""
+    validate_every: int = 0
+    """meta-steps between validations; 0 takes save_every"""
+    validation_tasks: int = 200
+    """tasks of a validation, always the same"""
+    monitor: str = "loss"
+    """figure of the validation by which the best checkpoint is chosen: loss, or accuracy"""
+    patience: int = 0
+    """validations that may be no better than the best before training stops; 0 never stops"""
+    skip_nonfinite: bool = False
+    """leave tasks out whose loss or gradient is not finite, and count them"""
     eval_tasks: int = 1000
     """test tasks"""
     eval_steps: tuple[int, ...] = (0, 1, 5, 10)
     """adaptation steps after which the test measures"""
 
     name: ClassVar[str]
-    movable: ClassVar[tuple[str, ...]] = ("device", "threads", "log_every", "save_every", "eval_tasks", "eval_steps")
+    movable: ClassVar[tuple[str, ...]] = (
+        "device", "threads", "log_every", "save_every", "validate_every", "validation_tasks", "monitor", "patience",
+        "skip_nonfinite", "eval_tasks", "eval_steps",
+    )  # fmt: skip
 
     def where(self) -> torch.device:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,6 +144,14 @@ class Recipe(ABC):
                 raise InputError(f"recipe({name}={getattr(self, name)}): expected at least 1")
         if self.threads < 0:
             raise InputError(f"recipe(threads={self.threads}): expected 0 or more")
+        for name in ("validate_every", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"recipe({name}={getattr(self, name)}): expected 0 or more")
+        if self.validation_tasks < 1:
+            raise InputError(f"recipe(validation_tasks={self.validation_tasks}): expected at least 1")
+        if self.monitor not in ("loss", self.metric()):
+            known = " or ".join(dict.fromkeys(("loss", self.metric())))
+            raise InputError(f"recipe(monitor={self.monitor!r}): expected {known}")
         if self.eval_tasks < 2:
             raise InputError(f"recipe(eval_tasks={self.eval_tasks}): expected at least 2, for an interval")
         if not self.eval_steps or min(self.eval_steps) < 0:
@@ -145,7 +166,7 @@ class Recipe(ABC):
         self.check()
         self.prepare()
         train = self.sampler("train")
-        validation = self.sampler("validation")(fold(self.key(), _VALIDATION), 200)
+        validation = self.sampler("validation")(fold(self.key(), _VALIDATION), self.validation_tasks)
         self.sampler("test")
         learner, phases = self.build_learner(), self.phases()
         with warnings.catch_warnings(action="ignore"):  # training gives them

@@ -5,6 +5,7 @@ metrics.jsonl     a line of means every log_every meta-steps
 checkpoints/      the last and the best state
 evaluation.json   the table printed at the end
 adaptation.png    the plot
+.lock             held by the process that trains
 """
 
 from __future__ import annotations
@@ -31,18 +32,17 @@ class Run(NamedTuple):
     scope: str
 
 
-def create_run(recipe: Recipe, scope: str, run_dir: Path | None) -> Run:
-    folder = run_dir or Path("runs", f"{recipe.name}-{recipe.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
+def new_folder(recipe: Recipe) -> Path:
+    return Path("runs", f"{recipe.name}-{recipe.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def create_run(recipe: Recipe, scope: str, folder: Path) -> Run:
     if (folder / "recipe.json").exists():
         raise InputError(
             f"train(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "add --resume to go on with it, or choose another folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, recipe, scope)
-    except OSError as error:
-        raise InputError(f"train(run_dir={str(folder)!r}): {error}; expected a folder that can be written") from error
+    _write(folder, recipe, scope)
     return Run(folder, recipe, scope)
 
 
@@ -93,5 +93,8 @@ def _write(folder: Path, recipe: Recipe, scope: str) -> None:
         "fields": dataclasses.asdict(recipe),
     }
     fresh = folder / "recipe.json.tmp"
-    fresh.write_text(json.dumps(stored, indent=1) + "\n")
-    fresh.replace(folder / "recipe.json")
+    try:
+        fresh.write_text(json.dumps(stored, indent=1) + "\n")
+        fresh.replace(folder / "recipe.json")
+    except OSError as error:
+        raise InputError(f"train(run_dir={str(folder)!r}): {error}; expected a folder that can be written") from error

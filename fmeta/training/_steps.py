@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +65,13 @@ class Steps:
         if not self._flops:
             _adapt_once(self.learner, meta, tasks)
             one = tree_map(lambda leaf: leaf[:1], tasks)
-            for first, chosen in self.phases.items():  # also for a graph's warnings and what a later phase would raise
-                with FlopCounterMode(display=False) as counter:
-                    meta_grad(self.learner, chosen)(meta, one)
-                self._flops[first] = counter.get_total_flops()
+            with contextlib.ExitStack() as stack:
+                if self.run.scope == "none":
+                    stack.enter_context(warnings.catch_warnings(action="ignore"))  # the steps themselves give them
+                for first, chosen in self.phases.items():  # also for what a later phase would raise
+                    with FlopCounterMode(display=False) as counter:
+                        meta_grad(self.learner, chosen)(meta, one)
+                    self._flops[first] = counter.get_total_flops()
         if self._phase != self._first(at):
             self._phase = self._first(at)
             self._step = self._made(self.phases[self._phase])

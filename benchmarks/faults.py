@@ -1,0 +1,373 @@
+"""What can go wrong in a long run, done to real runs, and how each ended.
+
+python benchmarks/faults.py [--kills 20] [--data-dir PATH]     prints outcome by outcome, writes results/faults.json
+
+Every fault is a function that breaks something, asserts that nothing was lost, and returns the outcome in words. The
+tests run the same functions. `--data-dir` is a folder with Omniglot's archives, for the damaged ones.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from _report import write
+
+import fmeta
+from fmeta.training import checkpoints
+
+STEPS = 160
+SMALL = f"--iterations {STEPS} --save-every 20 --log-every 10 --hidden 64 64 --meta-batch 4 --eval-tasks 10".split()
+SMALL += ["--eval-steps", "0", "1", "--compile", "none", "--outer-schedule", "constant"]
+
+
+def start(*words, launcher=("-m", "fmeta"), **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed is free
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *launcher, *map(str, words)], env=environment, **streams, **options)
+
+
+def finish(process, expected=0):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, f"exit status {process.returncode}: {output}"
+    return output
+
+
+def undisturbed(folder):
+    """A run that was left alone, made once."""
+    run = folder / "undisturbed"
+    if not run.exists():
+        finish(start("train", *SMALL, "--run-dir", run))
+    return run
+
+
+def steps_of(run):
+    return [step for step, _ in checkpoints(run / "checkpoints")]
+
+
+def final(run):
+    """The bits of the last state, and all that the run told but for the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+    evaluation = (run / "evaluation.json").read_bytes()
+    return (run / "checkpoints" / f"{STEPS:08d}" / "state.safetensors").read_bytes(), told, evaluation
+
+
+def begun(folder, steps=60):
+    """A run of so many steps, to go on with."""
+    run = folder / "run"
+    finish(start("train", *SMALL, "--iterations", steps, "--run-dir", run))
+    return run
+
+
+def resumed(run, *words):
+    return finish(start("train", "--resume", "--run-dir", run, "--iterations", STEPS, *words))
+
+
+def killed(folder, kills=3, seed=0):
+    """SIGKILL at random moments of one run after another, every other time while a checkpoint is being written."""
+    whole, generator, same, lost = final(undisturbed(folder)), random.Random(seed), 0, []
+    for number in range(kills):
+        run = folder / f"killed-{number}"
+        process = start("train", *SMALL, "--run-dir", run)
+        last = 20 * generator.randrange(1, STEPS // 20 - 1)
+        while not (steps_of(run) and steps_of(run)[-1] >= last):
+            assert process.poll() is None, process.stdout.read()
+        if number % 2:
+            while not any((run / "checkpoints").glob("*.tmp")):
+                assert process.poll() is None, process.stdout.read()
+        else:
+            time.sleep(0.05 * generator.random())
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        kept, told = steps_of(run)[-1], (run / "metrics.jsonl").read_text().splitlines()
+        lost.append(int(json.loads(told[-1])["step"]) - kept if told[-1].endswith("}") else 0)
+        resumed(run)
+        same += final(run) == whole
+    assert same == kills, f"{same} of {kills} runs ended with the same bits"
+    return f"resumed bit-exact {same} of {kills}; at most {max(lost)} logged steps were done again"
+
+
+def disk_full(folder):
+    """No file may grow past 30 kB, and a checkpoint needs more."""
+    run = begun(folder)
+    before = (run / "checkpoints" / "00000060" / "state.safetensors").read_bytes()
+    assert len(before) > 40_000
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))}
+    output = finish(start("train", "--resume", "--run-dir", run, "--iterations", STEPS, **limit), 1)
+    assert "could not be written" in output, output
+    assert "the last whole checkpoint is that of step 60" in output, output
+    assert (run / "checkpoints" / "00000060" / "state.safetensors").read_bytes() == before
+    assert not any((run / "checkpoints").glob("*.tmp"))
+    resumed(run)
+    assert final(run) == final(undisturbed(folder))
+    return "stopped with its reason; the last checkpoint stayed whole; resumed bit-exact"
+
+
+def not_writable(folder):
+    """A folder that an ordinary user may not write in."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o555)
+    for parent in (folder, *folder.parents[:-1]):
+        with contextlib.suppress(PermissionError):
+            parent.chmod(parent.stat().st_mode | 0o555)
+    code = (
+        "import os, sys\nfrom fmeta.cli import main\n"
+        f"main(['train', *{SMALL}, '--iterations', '1', '--run-dir', {str(folder / 'open')!r}])\n"  # imports it all
+        "os.getuid() or os.setuid(65534)\n"  # root may write anywhere
+        f"sys.exit(main(['train', *{SMALL}, '--run-dir', {str(closed / 'run')!r}]))"
+    )
+    output = finish(start(launcher=("-c", code)), 2)
+    assert "expected a folder that can be written" in output, output
+    assert not any(closed.iterdir())
+    return "refused before anything was trained"
+
+
+def damaged_checkpoint(folder):
+    """Truncated, one bit flipped, of another fmeta, of another recipe: the message names it, and its cure works."""
+    run, whole = begun(folder, 60), final(undisturbed(folder))
+    path = run / "checkpoints" / "00000060"
+    other = folder / "other"
+    finish(start("train", *SMALL, "--iterations", 60, "--hidden", 8, "--run-dir", other))
+    state, facts = path / "state.safetensors", path / "checkpoint.json"
+    good = {file: file.read_bytes() for file in (state, facts)}
+    flipped = bytearray(good[state])
+    flipped[len(flipped) // 2] ^= 1
+    damages = {
+        "truncated": {state: good[state][:-100]},
+        "a bit flipped": {state: bytes(flipped)},
+        "facts cut short": {facts: good[facts][:20]},
+        "a newer format": {facts: good[facts].replace(b'"format": 1', b'"format": 99')},
+        "another recipe's": {p: (other / p.relative_to(run)).read_bytes() for p in (state, facts)},
+        "empty": {state: b""},
+    }
+    for name, files in damages.items():
+        for file, content in (good | files).items():
+            file.write_bytes(content)
+        output = finish(start("train", "--resume", "--run-dir", run, "--iterations", STEPS), 2)
+        assert "00000060" in output, f"{name}: {output}"
+        assert "expected" in output, f"{name}: {output}"
+        assert (good | files)[state] == state.read_bytes(), f"{name}: the file was touched"
+    shutil.rmtree(path)  # the cure: an older checkpoint, or the beginning
+    resumed(run)
+    assert final(run) == whole
+    return f"refused by name {len(damages)} of {len(damages)} ({', '.join(damages)}); without it resumed bit-exact"
+
+
+class _Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pickled_checkpoint(folder):
+    """A pickle that would run code, in place of the tensors, with its checksum fitted."""
+    run, touched = begun(folder), folder / "touched"
+    path = run / "checkpoints" / "00000060"
+    content = pickle.dumps(_Evil(touched))
+    (path / "state.safetensors").write_bytes(content)
+    facts = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(facts | {"sha256": hashlib.sha256(content).hexdigest()}))
+    output = finish(start("train", "--resume", "--run-dir", run, "--iterations", STEPS), 2)
+    assert "damaged" in output, output
+    assert not touched.exists()
+    pickle.loads(content)  # it would have
+    assert touched.exists()
+    return "refused, not executed"
+
+
+def damaged_archive(folder, data_dir=None):
+    """Omniglot's archive truncated, with bits flipped, and with entries whose paths climb out of their folder."""
+    if data_dir is None:
+        return None
+    outcomes = []
+    found = next(Path(data_dir).rglob("images_evaluation.zip"), None)
+    plain = next(p for p in Path(data_dir).rglob("images_evaluation") if p.is_dir()) if found is None else None
+    made = folder / "images_evaluation.zip"
+    if found is None:  # the data is unpacked here: pack some of it
+        with zipfile.ZipFile(made, "w") as archive:
+            for file in sorted(plain.rglob("*.png"))[:200]:
+                archive.write(file, file.relative_to(plain.parent))
+    else:
+        shutil.copy(found, made)
+    content = made.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(flipped) // 3] ^= 255
+    for name, damaged in {"truncated": content[: len(content) // 2], "bits flipped": bytes(flipped)}.items():
+        outcomes.append(_reads_archive(folder / name.replace(" ", "-"), damaged))
+    climbing = folder / "climbing.zip"
+    shutil.copy(made, climbing)
+    with zipfile.ZipFile(climbing, "a") as archive:
+        first = archive.read(next(n for n in archive.namelist() if n.endswith(".png")))
+        archive.writestr("images_evaluation/../../../escaped.png", first)
+        archive.writestr("/escaped/absolute.png", first)
+    _reads_archive(folder / "nest" / "ed" / "climbing", climbing.read_bytes(), may_load=True)
+    assert not any("escaped" in str(p) for p in folder.rglob("*")), "a path climbed out"
+    assert not Path("/escaped").exists()
+    return "truncated and flipped refused by name; entries that climb wrote nothing"
+
+
+def _reads_archive(data, content, may_load=False):
+    data.mkdir(parents=True)
+    for part in ("images_background", "images_evaluation"):
+        (data / f"{part}.zip").write_bytes(content)
+    code = f"import fmeta; fmeta.tasks.omniglot('test', protocol='lake', data_dir={str(data)!r})"
+    environment = {**os.environ, "FMETA_CACHE": str(data / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "InputError" in done.stderr or (may_load and done.returncode == 0), done.stderr
+    return done.returncode
+
+
+def worker_killed(folder):
+    """One of two processes under torchrun dies; torchrun starts both anew, and they go on from the last checkpoint."""
+    run, log = folder / "ranks", folder / "pids"
+    log.mkdir()
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3", "--master-port", "0")
+    # each process leaves its number, so that it can be found
+    (folder / "worker.py").write_text(
+        "import os, pathlib, sys\n"
+        f"pathlib.Path({str(log)!r}, os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "from fmeta.cli import main\nsys.exit(main())\n"
+    )
+    process = start(folder / "worker.py", "train", *SMALL, "--run-dir", run, launcher=torchrun)
+    deadline = time.monotonic() + 200
+    while not (steps_of(run) and steps_of(run)[-1] >= 60):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(int((log / "1").read_text()), signal.SIGKILL)
+    finish(process)
+    alone = final(undisturbed(folder))
+    told, single = final(run)[1], alone[1]
+    assert [line["step"] for line in told] == [line["step"] for line in single]
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(told, single, strict=True))
+    assert worst < 1e-2, worst  # float32, other orders of summation, 160 steps
+    return f"both started anew from the last checkpoint and ended at step {STEPS}; losses within {worst:.0e} of one's"
+
+
+def out_of_memory(folder):
+    """Twelve tasks where there is room for about half of them."""
+    code = (
+        "import resource, fmeta\n"
+        "learner = fmeta.maml(fmeta.models.mlp([1, 128, 128, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=5)\n"
+        "sample = fmeta.tasks.sinusoid(shots=4000, query=4000)\n"
+        "given = {'key': fmeta.key(0), 'iterations': 1}\n"
+        "fmeta.fit(learner, fmeta.adam(1e-3), sample, meta_batch=1, **given)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))\n"
+        "try:\n    fmeta.fit(learner, fmeta.adam(1e-3), sample, meta_batch=12, **given)\n"
+        "except fmeta.OutOfMemoryError as error:\n    message = str(error)\n"
+        "print(message)\n"
+        "size = int(message.split('chunked(unrolled(), ')[1].split(')')[0])\n"
+        "gradient = fmeta.chunked(fmeta.unrolled(), max(1, size // 2))\n"
+        "fmeta.fit(learner, fmeta.adam(1e-3), sample, meta_batch=12, gradient=gradient, **given)\n"
+        "print('trained')\n"
+    )
+    output = finish(start(launcher=("-c", code)))
+    assert "out of memory on cpu with 12 tasks" in output, output
+    assert output.strip().endswith("trained"), output
+    return output.split("Estimates, run eager: ")[1].split(". Take")[0] + "; in chunks it trained"
+
+
+def bad_task(folder):
+    """One task of each meta-batch is NaN: training stops, or by option leaves it out and counts it."""
+    learner = fmeta.maml(fmeta.models.mlp([1, 8, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    waves = fmeta.tasks.sinusoid()
+
+    def sample(key, count):
+        tasks = waves(key, count)
+        y = tasks.support.y.clone()
+        y[1] = float("nan")
+        return tasks._replace(support=tasks.support._replace(y=y))
+
+    given = {"key": fmeta.key(0), "iterations": 20, "meta_batch": 4, "log_every": 10}
+    seen = []
+    message = "it trained on"
+    try:
+        fmeta.fit(learner, fmeta.adam(1e-3), sample, run_dir=folder / "stops", **given)
+    except fmeta.NonFiniteError as error:
+        message = str(error)
+    assert "skip_nonfinite" in message, message
+    told = [lambda step, values: seen.append(values)]
+    state = fmeta.fit(learner, fmeta.adam(1e-3), sample, skip_nonfinite=True, loggers=told, **given)
+    assert int(state.step) == 20
+    assert [line["skipped"] for line in seen] == [10, 10]
+    return "stopped at its step; with skip_nonfinite 20 steps, 20 tasks left out and counted"
+
+
+def two_processes(folder):
+    """A second process on the folder of a run."""
+    run = folder / "run"
+    first = start("train", *SMALL, "--iterations", 100000, "--run-dir", run)
+    deadline = time.monotonic() + 200
+    while not steps_of(run):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    second = finish(start("train", "--resume", "--run-dir", run, "--iterations", 100000), 2)
+    assert "another process is training in this folder" in second, second
+    assert first.poll() is None
+    _interrupt(first)
+    third, reached = start("train", "--resume", "--run-dir", run), steps_of(run)[-1]
+    while steps_of(run)[-1] < reached + 40:
+        assert third.poll() is None, third.stdout.read()
+    _interrupt(third)
+    return "the second refused, the first undisturbed; after it ended the folder is free"
+
+
+def _interrupt(process):
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+
+
+FAULTS = {
+    "SIGKILL at random moments, and while a checkpoint is written": killed,
+    "disk full during a checkpoint": disk_full,
+    "a run folder that cannot be written": not_writable,
+    "a truncated, bit-flipped or foreign checkpoint": damaged_checkpoint,
+    "a damaged archive, and one with paths that climb out": damaged_archive,
+    "a pickle offered as a checkpoint": pickled_checkpoint,
+    "a worker killed under torchrun": worker_killed,
+    "out of memory": out_of_memory,
+    "NaN in one task of a meta-batch": bad_task,
+    "two processes on one run folder": two_processes,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--data-dir", type=Path)
+    options = parser.parse_args()
+    outcomes = {}
+    with tempfile.TemporaryDirectory() as base:
+        for number, (name, fault) in enumerate(FAULTS.items()):
+            folder = Path(base, str(number))
+            folder.mkdir()
+            more = {killed: {"kills": options.kills}, damaged_archive: {"data_dir": options.data_dir}}.get(fault, {})
+            try:
+                outcomes[name] = fault(folder, **more) or "not run: needs --data-dir"
+            except AssertionError as error:
+                outcomes[name] = f"FAILED: {error}"
+            print(f"{name}: {outcomes[name]}", flush=True)
+    write("faults", {"kills": options.kills, "outcomes": outcomes})
+    return any(outcome.startswith("FAILED") for outcome in outcomes.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

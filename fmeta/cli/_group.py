@@ -1,0 +1,54 @@
+"""The processes that `torchrun` started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from fmeta.cli import _show as show
+from fmeta.core import InputError
+from fmeta.training import Ranks
+
+
+@contextlib.contextmanager
+def process_group(run_dir: Path | None) -> Iterator[Ranks]:
+    """Joins the group that the environment names, gloo or NCCL by device, and leaves it again; only rank 0 speaks.
+
+    Raises InputError where several processes were started without a folder for the run, which a restart must find.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        yield Ranks()
+        return
+    if run_dir is None:
+        raise InputError(
+            "train(torchrun): no run folder given; expected --run-dir RUN, that all processes see, so that they can "
+            "go on from its checkpoints after one was lost"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group()
+    ranks = Ranks.present()
+    show.console.quiet = ranks.rank > 0
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes anew after it had lost one."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def from_first(ranks: Ranks, value: str) -> str:
+    """What rank 0 has."""
+    if ranks.count == 1:
+        return value
+    sent = [value]
+    dist.broadcast_object_list(sent, 0)
+    return sent[0]

@@ -50,6 +50,8 @@ class RunOptions:
     """folder of the run; a new one below runs/ if left out"""
     resume: bool = False
     """go on with the run in --run-dir"""
+    tensorboard: bool = True
+    """write events for TensorBoard too, where it is installed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> None:
     recipe, options = _parse_train(arguments)
-    train_run(recipe, options.run_dir, options.resume)
+    train_run(recipe, options.run_dir, options.resume, events=options.tensorboard)
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -30,6 +30,7 @@ class Trained(NamedTuple):
     recipe: Recipe
     learner: Learner
     meta: Tree
+    step: int  # of the checkpoint
 
 
 def load(folder: Path, options: LoadOptions) -> Trained:
@@ -41,7 +42,7 @@ def load(folder: Path, options: LoadOptions) -> Trained:
     learner = recipe.build_learner()
     like = trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
     state = load_checkpoint(_chosen(folder / "checkpoints", options.checkpoint), like)
-    return Trained(recipe, learner, state.meta)
+    return Trained(recipe, learner, state.meta, int(state.step))
 
 
 def measure(

@@ -70,7 +70,7 @@ def fails(capfd):
 def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
     assert {p.name for p in trained.iterdir()} == {
         "choices.json",
-        "recipe.json", "metrics.jsonl", "checkpoints", "evaluation.json", "adaptation.png",
+        "recipe.json", "metrics.jsonl", "checkpoints", "evaluation.json", "adaptation.png", "tensorboard",
     }  # fmt: skip
     recipe = json.loads((trained / "recipe.json").read_text())
     assert (recipe["recipe"], recipe["scope"]) == ("sinusoid", "none")

@@ -20,6 +20,7 @@ from fmeta.cli._compare import compare_command
 from fmeta.cli._predict import predict_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
+from fmeta.cli._report import report_command
 from fmeta.cli._run import open_run
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
@@ -34,6 +35,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
+  fmeta report RUN [--out FILE]                one page on a run: curves, sample episodes, confusions, recipe
   fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare": compare_command,
         "ablate": lambda words: ablate_command(*_recipe_name(words)),
         "predict": predict_command,
+        "report": report_command,
         "check": _check,
     }
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -96,6 +96,7 @@ from fmeta.training import (
     fit,
     load_checkpoint,
     save_checkpoint,
+    tensorboard,
     trainer,
 )
 
@@ -112,6 +113,6 @@ __all__ = [
     "load_checkpoint", "maml", "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad",
     "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann", "one_hot_error", "peak_memory", "per_step",
     "protomaml", "protonet", "relation", "reptile", "ridge", "rmsprop", "save_checkpoint", "sgd", "skipping", "split",
-    "starting_from", "step_decay", "supervised", "task_encoder", "tasks", "testing", "trainer", "trajectory",
-    "transfer", "truncated", "unrolled", "with_inner", "with_precision",
+    "starting_from", "step_decay", "supervised", "task_encoder", "tasks", "tensorboard", "testing", "trainer",
+    "trajectory", "transfer", "truncated", "unrolled", "with_inner", "with_precision",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Learner, Tree, key, trajectory
 from fmeta.core._inner import over_tasks
+from fmeta.evaluation import class_shares
 from fmeta.tasks import ClassData, image_folder, read_images
 from fmeta.tasks._episodes import look_up
 from fmeta.tasks._images import OnError, is_image
@@ -75,9 +76,7 @@ class Adapted(NamedTuple):
 
         with torch.no_grad():
             scores = torch.cat([over_tasks(one, shared=())(part) for part in x.split(64)])
-        # the scores of relation networks are in 0..1 already
-        shares = scores / scores.sum(-1, keepdim=True) if self.learner.name == "relation" else scores.softmax(-1)
-        return Predictions(self.names, shares.cpu(), files)
+        return Predictions(self.names, class_shares(self.learner, scores).cpu(), files)
 
 
 def adapt(

@@ -20,6 +20,7 @@ from fmeta.cli._compare import compare_command
 from fmeta.cli._predict import predict_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
+from fmeta.cli._report import report_command
 from fmeta.cli._run import open_run
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
@@ -36,6 +37,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
+  fmeta report RUN [--out FILE]                one page on a run: curves, sample episodes, confusions, recipe
   fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
@@ -52,6 +54,8 @@ class RunOptions:
     """folder of the run; a new one below runs/ if left out"""
     resume: bool = False
     """go on with the run in --run-dir"""
+    tensorboard: bool = True
+    """write events for TensorBoard too, where it is installed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare": compare_command,
         "ablate": lambda words: ablate_command(*_recipe_name(words)),
         "predict": predict_command,
+        "report": report_command,
         "check": _check,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -104,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> None:
     recipe, options = _parse_train(arguments)
-    train_run(recipe, options.run_dir, options.resume)
+    train_run(recipe, options.run_dir, options.resume, events=options.tensorboard)
 
 
 def _evaluate(arguments: list[str]) -> None:

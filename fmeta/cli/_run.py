@@ -5,6 +5,8 @@ metrics.jsonl     a line of means every log_every meta-steps
 checkpoints/      the last and the best state
 evaluation.json   the table printed at the end
 adaptation.png    the plot
+report.html       the page of `fmeta report`
+tensorboard/      metrics.jsonl and the plot as events, where TensorBoard is installed
 .lock             held by the process that trains
 """
 

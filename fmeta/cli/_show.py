@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console, Group
@@ -124,33 +124,35 @@ def report_table(report: GradientReport) -> Group:
     return Group(Text(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}"), table)
 
 
-def plot_regression(path: Path, learner: Learner, meta: Tree, tasks: Task, steps: int) -> None:
-    """The true curve, the support points, and the prediction before and after adaptation, for a few tasks."""
-    assert learner.inner is not None
+def plot_regression(learner: Learner, meta: Tree, tasks: Task, steps: int) -> Figure:
+    """A few tasks side by side."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
+    for i, axes in enumerate(figure.subplots(1, len(tasks.query.x), sharey=True)):
+        draw_regression(axes, learner, meta, tree.tree_map(lambda t, i=i: t[i], tasks), steps)
+    figure.axes[0].set_ylabel("y")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return figure
+
+
+def draw_regression(axes: Axes, learner: Learner, meta: Tree, task: Task, steps: int) -> None:
+    """The true curve, the support points, and the prediction before and after adaptation."""
+    assert learner.inner is not None
     shown = {"before adaptation": (0, ":", "grey"), "after 1 step": (1, "--", "tab:blue")}
     if steps > 1:
         shown[f"after {steps} steps"] = (steps, "-", "tab:red")
-    for i, axes in enumerate(figure.subplots(1, len(tasks.query.x), sharey=True)):
-        task = tree.tree_map(lambda t, i=i: t[i], tasks)
-        fast = trajectory(learner.inner, steps)(meta, task.support, task.key)
-        order = task.query.x[:, 0].argsort()
-        x, y = task.query.x[order], task.query.y[order]
-        axes.plot(x[:, 0].cpu(), y[:, 0].cpu(), color="black", label="true curve")
-        for label, (step, line, color) in shown.items():
-            prediction = learner.predict(fast[step], meta, x)
-            axes.plot(x[:, 0].cpu(), prediction[:, 0].cpu(), line, color=color, label=label)
-        axes.plot(
-            task.support.x[:, 0].cpu(), task.support.y[:, 0].cpu(), "o", color="tab:green", label="support points"
-        )
-        axes.set_xlabel("x")
-    figure.axes[0].set_ylabel("y")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    figure.savefig(path, dpi=110)
+    fast = trajectory(learner.inner, steps)(meta, task.support, task.key)
+    order = task.query.x[:, 0].argsort()
+    x, y = task.query.x[order], task.query.y[order]
+    axes.plot(x[:, 0].cpu(), y[:, 0].cpu(), color="black", label="true curve")
+    for label, (step, line, color) in shown.items():
+        prediction = learner.predict(fast[step], meta, x)
+        axes.plot(x[:, 0].cpu(), prediction[:, 0].cpu(), line, color=color, label=label)
+    axes.plot(task.support.x[:, 0].cpu(), task.support.y[:, 0].cpu(), "o", color="tab:green", label="support points")
+    axes.set_xlabel("x")
 
 
-def plot_curve(path: Path, result: Evaluation, metric: str) -> None:
+def plot_curve(result: Evaluation, metric: str) -> Figure:
     """The metric over adaptation steps, with 95% intervals."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -160,4 +162,4 @@ def plot_curve(path: Path, result: Evaluation, metric: str) -> None:
     axes.set_ylabel(f"query {metric}")
     axes.set_xticks(result.steps)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    return figure

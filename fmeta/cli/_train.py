@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fmeta.cli import _show as show
 from fmeta.cli._group import from_first, process_group, restarted
 from fmeta.cli._recipe import Experiment, Recipe
 from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder, open_run
 from fmeta.cli._trained import Trained, measure
-from fmeta.core import Tree
+from fmeta.core import InputError, Tree
 from fmeta.evaluation import evaluate
 from fmeta.execution import compiler_problem
-from fmeta.training import Ranks, TrainState, checkpoints, claimed, fit
+from fmeta.training import Logger, Ranks, TrainState, checkpoints, claimed, fit, tensorboard
 
 
-def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False) -> Run:
+def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False, *, events: bool = True) -> Run:
     """Trains, evaluates and plots, in the folder of the run. With `resume` goes on with what is there.
+
+    With `events` TensorBoard can show it too, where that is installed. Started by torchrun, the process of rank 0 keeps
+    the run; started anew by it, all go on with what is there.
 
     Raises InputError for choices that do not fit, before the folder is made or changed; NonFiniteError and
     KeyboardInterrupt as `fit`.
@@ -28,9 +32,19 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False)
     with process_group(run_dir) as ranks:
         resume = resume or (restarted() and run_dir is not None and (run_dir / "recipe.json").exists())
         with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
-            state = _trained(run, experiment, resume, ranks)
+            found = checkpoints(run.folder / "checkpoints") if resume else []
+            since = found[-1][0] if found else 0
+            loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
+            over = f", {ranks.count} processes" if ranks.count > 1 else ""
+            show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
+            with _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
+                try:
+                    state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
+                except KeyboardInterrupt:
+                    show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
+                    raise
         if ranks.rank == 0:
-            _conclude(run.folder, Trained(recipe, experiment.learner, state.meta))
+            _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
     return run
 
 
@@ -41,66 +55,72 @@ def _opened(recipe: Recipe, run_dir: Path | None, resume: bool, ranks: Ranks) ->
     if old is not None:
         check_resume(old, recipe)
     experiment = recipe.experiment()  # before the folder: bad choices leave none behind
-    problem = compiler_problem()
-    scope = old.scope if old is not None else "none" if problem else recipe.compile
-    if problem and old is None and recipe.compile != "none":
-        show.say(f"running eager: {problem}")
+    scope = scope_here(recipe) if old is None else old.scope
     folder = run_dir or new_folder(recipe)
     if ranks.rank > 0:
         yield Run(folder, recipe, from_first(ranks, scope)), experiment
         return
     with claimed(folder, resume):
-        run = change_run(old, recipe) if old is not None else create_run(recipe, scope, folder)
+        run = create_run(recipe, scope, folder) if old is None else change_run(old, recipe)
         yield run._replace(scope=from_first(ranks, run.scope)), experiment
 
 
-def _trained(run: Run, experiment: Experiment, resume: bool, ranks: Ranks) -> TrainState:
-    recipe, learner, metric = run.recipe, experiment.learner, experiment.metric
-    over = f", {ranks.count} processes" if ranks.count > 1 else ""
-    show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
+def fit_run(run: Run, experiment: Experiment, **options: Any) -> TrainState:
+    """`fit` as the recipe says, in the folder of the run. Options are more of `fit`, which says what is raised."""
+    recipe, learner = run.recipe, experiment.learner
 
     def validate(meta: Tree) -> dict[str, float]:
         found = evaluate(learner, meta, experiment.validation)
-        return {name: found.mean(name)[0] for name in dict.fromkeys(("loss", metric))}
+        return {name: found.mean(name)[0] for name in dict.fromkeys(("loss", experiment.metric))}
 
-    found = checkpoints(run.folder / "checkpoints") if resume else []
-    with _measurements(), show.Bar(show.console, recipe.iterations, found[-1][0] if found else 0) as bar:
-        try:
-            return fit(
-                learner,
-                experiment.optimizer,
-                experiment.train,
-                key=recipe.key(),
-                iterations=recipe.iterations,
-                meta_batch=recipe.meta_batch,
-                gradient=experiment.gradient,
-                scope=run.scope,
-                run_dir=run.folder,
-                resume=resume,
-                validate=validate,
-                validate_every=recipe.validate_every or None,
-                monitor=recipe.monitor,
-                mode="min" if recipe.monitor == "loss" else "max",
-                patience=recipe.patience,
-                skip_nonfinite=recipe.skip_nonfinite,
-                log_every=recipe.log_every,
-                save_every=recipe.save_every,
-                loggers=[bar],
-            )
-        except KeyboardInterrupt:
-            show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
-            raise
+    given: dict[str, Any] = {
+        "key": recipe.key(),
+        "iterations": recipe.iterations,
+        "meta_batch": recipe.meta_batch,
+        "gradient": experiment.gradient,
+        "scope": run.scope,
+        "run_dir": run.folder,
+        "validate": validate,
+        "validate_every": recipe.validate_every or None,
+        "monitor": recipe.monitor,
+        "mode": "min" if recipe.monitor == "loss" else "max",
+        "patience": recipe.patience,
+        "skip_nonfinite": recipe.skip_nonfinite,
+        "log_every": recipe.log_every,
+        "save_every": recipe.save_every,
+    }
+    return fit(learner, experiment.optimizer, experiment.train, **(given | options))
 
 
-def _conclude(folder: Path, trained: Trained) -> None:
+def scope_here(recipe: Recipe) -> str:
+    """The recipe's scope, or "none", with a word, where there is no compiler."""
+    problem = compiler_problem()
+    if problem and recipe.compile != "none":
+        show.say(f"running eager: {problem}")
+    return "none" if problem else recipe.compile
+
+
+def _events(folder: Path, since: int) -> list[Logger]:
+    """TensorBoard's logger, where that is installed."""
+    try:
+        return [tensorboard(folder / "tensorboard", since=since)]
+    except InputError:
+        return []
+
+
+def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None:
     recipe = trained.recipe
     result, metric = measure(trained, recipe.eval_tasks), recipe.metric()
     (folder / "evaluation.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
-    plot = folder / "adaptation.png"
     if metric == "loss":
-        show.plot_regression(plot, trained.learner, trained.meta, recipe.test_tasks(3), max(1, *recipe.eval_steps))
+        steps = max(1, *recipe.eval_steps)
+        figure = show.plot_regression(trained.learner, trained.meta, recipe.test_tasks(3), steps)
     else:
-        show.plot_curve(plot, result, metric)
+        figure = show.plot_curve(result, metric)
+    plot = folder / "adaptation.png"
+    figure.savefig(plot, dpi=110)
+    for log in loggers:
+        log(trained.step, {"adaptation": figure})
     show.console.print(show.evaluation_table(result, metric))
     show.say(f"plot: {plot}")
 

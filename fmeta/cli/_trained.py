@@ -30,18 +30,23 @@ class Trained(NamedTuple):
     recipe: Recipe
     learner: Learner
     meta: Tree
+    step: int  # of the checkpoint
 
 
 def load(folder: Path, options: LoadOptions) -> Trained:
     """Raises InputError where the folder holds no run, or not that checkpoint."""
-    recipe = open_run(folder).recipe
-    moved = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(recipe, n)}
-    recipe = dataclasses.replace(recipe, **moved)
+    recipe = moved(open_run(folder).recipe, options)
     recipe.prepare()
     learner = recipe.build_learner()
     like = trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
     state = load_checkpoint(_chosen(folder / "checkpoints", options.checkpoint), like)
-    return Trained(recipe, learner, state.meta)
+    return Trained(recipe, learner, state.meta, int(state.step))
+
+
+def moved(recipe: Recipe, options: LoadOptions) -> Recipe:
+    """The recipe on the device and with the data of the options."""
+    given = {n: v for n in ("device", "data_dir") if (v := getattr(options, n)) is not None and hasattr(recipe, n)}
+    return dataclasses.replace(recipe, **given)
 
 
 def measure(

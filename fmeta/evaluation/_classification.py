@@ -59,6 +59,11 @@ def predict_classes(learner: Learner, fast: Tree, meta: Tree, x: Tree, ways: int
     return prediction
 
 
+def class_shares(learner: Learner, prediction: Tensor) -> Tensor:
+    """The probability of each class, `[..., way]`. What relation networks predict is in 0..1 already."""
+    return prediction / prediction.sum(-1, keepdim=True) if learner.name == "relation" else prediction.softmax(-1)
+
+
 def judge(logits: Tensor, query: Examples, ways: int) -> Judged:
     """Logits `[task, step, example, way]` against the labels of a batch of tasks, `[task, example]`."""
     from torchmetrics.functional import classification  # takes seconds to import

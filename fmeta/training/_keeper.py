@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,7 @@ class Keeper:
                 raise InputError(
                     f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
                 )
-        lines = [_parsed(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
-        kept = [line for line in lines if line.get("step", math.inf) <= int(state.step)]
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= int(state.step)]
         with self._writing("metrics.jsonl"):
             _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return state, kept
@@ -132,8 +130,13 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without what a crash left half written; none where there is no file."""
+    lines = [_parsed(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line]
+
+
 def _parsed(line: str) -> dict[str, Any]:
-    """A line of the metrics; nothing for half a line that a crash left."""
     try:
         found = json.loads(line)
         return found if isinstance(found.get("step"), int | float) else {}

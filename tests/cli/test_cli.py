@@ -69,7 +69,7 @@ def fails(capfd):
 
 def test_train_writes_recipe_metrics_checkpoints_evaluation_and_plot(trained):
     assert {p.name for p in trained.iterdir()} == {
-        ".lock", "choices.json",
+        ".lock", "choices.json", "tensorboard",
         "recipe.json", "metrics.jsonl", "checkpoints", "evaluation.json", "adaptation.png",
     }  # fmt: skip
     recipe = json.loads((trained / "recipe.json").read_text())

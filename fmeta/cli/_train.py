@@ -7,14 +7,15 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fmeta.cli import _show as show
-from fmeta.cli._recipe import Recipe
+from fmeta.cli._recipe import Experiment, Recipe
 from fmeta.cli._run import Run, change_run, check_resume, create_run, open_run
 from fmeta.cli._trained import Trained, measure
 from fmeta.evaluation import evaluate
 from fmeta.execution import compiler_problem
-from fmeta.training import checkpoints, fit
+from fmeta.training import TrainState, checkpoints, fit
 
 
 def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False) -> Run:
@@ -31,36 +32,49 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False)
         run = change_run(run, recipe)
     else:
         experiment = recipe.experiment()  # before the folder: bad choices leave none behind
-        scope = "none" if compiler_problem() else recipe.compile
-        if scope != recipe.compile:
-            show.say(f"running eager: {compiler_problem()}")
-        run = create_run(recipe, scope, run_dir)
+        run = create_run(recipe, scope_here(recipe), run_dir)
     show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}, run folder {run.folder}")
     found = checkpoints(run.folder / "checkpoints") if resume else []
-    learner = experiment.learner
     with _measurements(), show.Bar(show.console, recipe.iterations, found[-1][0] if found else 0) as bar:
         try:
-            state = fit(
-                learner,
-                experiment.optimizer,
-                experiment.train,
-                key=recipe.key(),
-                iterations=recipe.iterations,
-                meta_batch=recipe.meta_batch,
-                gradient=experiment.gradient,
-                scope=run.scope,
-                run_dir=run.folder,
-                resume=resume,
-                validate=lambda meta: evaluate(learner, meta, experiment.validation).mean("loss")[0],
-                log_every=recipe.log_every,
-                save_every=recipe.save_every,
-                loggers=[bar],
-            )
+            state = fit_run(run, experiment, resume=resume, loggers=[bar])
         except KeyboardInterrupt:
             show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
             raise
-    _conclude(run.folder, Trained(recipe, learner, state.meta))
+    _conclude(run.folder, Trained(recipe, experiment.learner, state.meta))
     return run
+
+
+def fit_run(run: Run, experiment: Experiment, *, monitor: str = "loss", **options: Any) -> TrainState:
+    """`fit` as the recipe says, in the folder of the run; `monitor` is measured on the validation tasks.
+
+    Options are more of `fit`, which says what is raised.
+    """
+    recipe, learner = run.recipe, experiment.learner
+    return fit(
+        learner,
+        experiment.optimizer,
+        experiment.train,
+        key=recipe.key(),
+        iterations=recipe.iterations,
+        meta_batch=recipe.meta_batch,
+        gradient=experiment.gradient,
+        scope=run.scope,
+        run_dir=run.folder,
+        validate=lambda meta: {monitor: evaluate(learner, meta, experiment.validation).mean(monitor)[0]},
+        monitor=monitor,
+        log_every=recipe.log_every,
+        save_every=recipe.save_every,
+        **options,
+    )
+
+
+def scope_here(recipe: Recipe) -> str:
+    """The recipe's scope, or "none", with a word, where there is no compiler."""
+    problem = compiler_problem()
+    if problem and recipe.compile != "none":
+        show.say(f"running eager: {problem}")
+    return "none" if problem else recipe.compile
 
 
 def _conclude(folder: Path, trained: Trained) -> None:

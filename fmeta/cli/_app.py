@@ -23,6 +23,7 @@ from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._run import open_run, read_recipe
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
+from fmeta.cli._tune import tune_command
 from fmeta.core import InputError, fold, nearest
 from fmeta.gradients import check_meta_grad
 from fmeta.training import NonFiniteError
@@ -31,10 +32,11 @@ _USAGE = f"""usage: fmeta COMMAND
 
   fmeta train [RECIPE] [--field value ...]     train, then evaluate; --help lists the fields
   fmeta train --resume --run-dir RUN           go on with a run
-  fmeta train --recipe FILE                    by the recipe in a file, such as recipe.json of a run
+  fmeta train --recipe FILE                    by the recipe in a file, such as best.json of tune
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
+  fmeta tune RECIPE --trials N --field 0.1:1   the best values of some fields, on the validation tasks
   fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
@@ -52,7 +54,7 @@ class RunOptions:
     resume: bool = False
     """go on with the run in --run-dir"""
     recipe: Path | None = None
-    """file whose fields stand in for the defaults: recipe.json of a run"""
+    """file whose fields stand in for the defaults: best.json of a study, or recipe.json of a run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "compare": compare_command,
         "ablate": lambda words: ablate_command(*_recipe_name(words)),
+        "tune": lambda words: tune_command(*_recipe_name(words)),
         "predict": predict_command,
         "check": _check,
     }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_origin, get_type_hints
+from typing import NamedTuple
 
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +23,7 @@ from fmeta.cli import _show as show
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import recipe_class
 from fmeta.cli._run import check_resume, open_run
+from fmeta.cli._space import axes_of, words_of
 from fmeta.cli._train import train_run
 from fmeta.core import InputError
 from fmeta.evaluation import t_interval
@@ -110,11 +111,15 @@ def _parse(name: str, words: Sequence[str]) -> tuple[AblateOptions, list[tuple[d
     fields = [("recipe", kind), ("options", AblateOptions)]
     both = dataclasses.make_dataclass("Ablate", fields, frozen=True, namespace={"__doc__": AblateOptions.__doc__})
     start = both(kind(), AblateOptions())
-    fixed, axes = _axes(kind, words)
+    fixed, axes = axes_of("ablate", kind, words)
+    if "seed" in axes:
+        raise InputError(
+            f"ablate(seed={','.join(axes['seed'])!r}): expected one number, where seeds begin; --seeds says how many"
+        )
     grid = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
-        given = [word for field, value in point.items() for word in _words(kind, field, value)]
+        given = [word for field, value in point.items() for word in words_of("ablate", kind, field, value)]
         bare = (tyro.conf.OmitArgPrefixes,)
         parsed = tyro.cli(both, args=[*fixed, *given], prog=f"fmeta ablate {name}", default=start, config=bare)
         grid.append((point, parsed.recipe))
@@ -122,45 +127,6 @@ def _parse(name: str, words: Sequence[str]) -> tuple[AblateOptions, list[tuple[d
     if options.seeds < 1:
         raise InputError(f"ablate(seeds={options.seeds}): expected at least 1")
     return options, grid
-
-
-def _axes(kind: type[Recipe], words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The words that are the same everywhere, and the fields with several values."""
-    options: list[list[str]] = [[]]
-    for word in words:
-        option, _, value = word.partition("=")
-        if word.startswith("--"):
-            options.append([option, value] if value else [option])
-        else:
-            options[-1].append(word)
-    hints, fixed, axes = get_type_hints(kind), list(options[0]), {}
-    for option, *values in options[1:]:
-        field, text = option.removeprefix("--").replace("-", "_"), " ".join(values)
-        between = "|" if "|" in text else ","
-        if field not in hints or between not in text:
-            fixed += [option, *values]
-            continue
-        if field == "seed":
-            raise InputError(f"ablate(seed={text!r}): expected one number, where seeds begin; --seeds says how many")
-        if get_origin(hints[field]) is tuple and between == ",":
-            raise InputError(
-                f"ablate({field}={text!r}): each value is several numbers; expected values separated by |, such as "
-                f"{option} '4 4|8 8'"
-            )
-        axes[field] = [part.strip() for part in text.split(between) if part.strip()]
-        if len(set(axes[field])) < len(axes[field]):
-            raise InputError(f"ablate({field}={text!r}): a value is given twice; expected different ones")
-    return fixed, axes
-
-
-def _words(kind: type[Recipe], field: str, value: str) -> list[str]:
-    """One value of a field, as the words of the command line."""
-    hint, option = get_type_hints(kind)[field], field.replace("_", "-")
-    if hint is bool:
-        if value.lower() not in ("true", "false"):
-            raise InputError(f"ablate({field}={value!r}): expected true or false")
-        return [f"--{option}" if value.lower() == "true" else f"--no-{option}"]
-    return [f"--{option}", *(value.split() if get_origin(hint) is tuple else [value])]
 
 
 def _combinations(root: Path, grid: Sequence[tuple[dict[str, str], Recipe]], seeds: int) -> list[Combination]:

@@ -21,9 +21,10 @@ from fmeta.cli._predict import predict_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
 from fmeta.cli._report import report_command
-from fmeta.cli._run import open_run
+from fmeta.cli._run import open_run, read_recipe
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
+from fmeta.cli._tune import tune_command
 from fmeta.core import InputError, fold, nearest
 from fmeta.execution import OutOfMemoryError
 from fmeta.gradients import check_meta_grad
@@ -33,11 +34,13 @@ _USAGE = f"""usage: fmeta COMMAND
 
   fmeta train [RECIPE] [--field value ...]     train, then evaluate; --help lists the fields
   fmeta train --resume --run-dir RUN           go on with a run
+  fmeta train --recipe FILE                    by the recipe in a file, such as best.json of tune
   torchrun --nproc-per-node N -m fmeta train RECIPE --run-dir RUN [...]   over N processes
   fmeta evaluate RUN [--tasks N] [--steps K]   the test figures of a run; --inductive: query by query too
   fmeta compare RUN RUN ...                    several runs on the same test tasks
-  fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
   fmeta report RUN [--out FILE]                one page on a run: curves, sample episodes, confusions, recipe
+  fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
+  fmeta tune RECIPE --trials N --field 0.1:1   the best values of some fields, on the validation tasks
   fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
@@ -56,6 +59,8 @@ class RunOptions:
     """go on with the run in --run-dir"""
     tensorboard: bool = True
     """write events for TensorBoard too, where it is installed"""
+    recipe: Path | None = None
+    """file whose fields stand in for the defaults: best.json of a study, or recipe.json of a run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "compare": compare_command,
         "ablate": lambda words: ablate_command(*_recipe_name(words)),
+        "tune": lambda words: tune_command(*_recipe_name(words)),
         "predict": predict_command,
         "report": report_command,
         "check": _check,
@@ -152,24 +158,33 @@ def _parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> A
 
 
 def _parse_train(arguments: list[str]) -> tuple[Recipe, RunOptions]:
-    """The recipe and where it runs. A resumed run's own recipe stands in for the defaults."""
+    """The recipe and where it runs. A resumed run's own recipe, or that of a file, stands in for the defaults."""
     name, rest = _recipe_name(arguments)
-    kind, start = recipe_class(name), None
-    if "--resume" in rest:
-        folder = _value_of(rest, "--run-dir")
-        if folder is None:
-            raise InputError("train(resume): no run folder given; expected --run-dir RUN beside --resume")
-        start = open_run(Path(folder)).recipe
-        if rest is not arguments and start.name != name:
-            raise InputError(
-                f"train(resume {folder!r}): the run's recipe is {start.name}, not {name}; leave {name} out"
-            )
-        kind = type(start)
+    start = _stored_recipe(rest)
+    if start is not None and rest is not arguments and start.name != name:
+        where = _value_of(rest, "--recipe") or _value_of(rest, "--run-dir")
+        raise InputError(f"train({name}): the recipe in {where!r} is {start.name}, not {name}; leave {name} out")
+    kind = recipe_class(name) if start is None else type(start)
     both = dataclasses.make_dataclass(
         "Train", [("recipe", kind), ("options", RunOptions)], frozen=True, namespace={"__doc__": kind.__doc__}
     )
     parsed = _parse(both, rest, f"fmeta train {kind.name}", both(start or kind(), RunOptions()))
     return parsed.recipe, parsed.options
+
+
+def _stored_recipe(arguments: list[str]) -> Recipe | None:
+    """What --resume or --recipe stand for."""
+    resume, file, folder = "--resume" in arguments, _value_of(arguments, "--recipe"), _value_of(arguments, "--run-dir")
+    if resume and file is not None:
+        raise InputError(f"train(resume, recipe={file!r}): a run has its own recipe; leave one of the two out")
+    if resume and folder is None:
+        raise InputError("train(resume): no run folder given; expected --run-dir RUN beside --resume")
+    if resume:
+        return open_run(Path(str(folder))).recipe
+    try:
+        return None if file is None else read_recipe(Path(file))[0]
+    except OSError as error:
+        raise InputError(f"train(recipe={file!r}): {error.strerror}; expected a recipe file") from error
 
 
 def _value_of(arguments: list[str], option: str) -> str | None:

@@ -166,13 +166,17 @@ class Recipe(ABC):
         self.check()
         self.prepare()
         train = self.sampler("train")
-        validation = self.sampler("validation")(fold(self.key(), _VALIDATION), self.validation_tasks)
+        validation = self.validation(self.validation_tasks)
         self.sampler("test")
         learner, phases = self.build_learner(), self.phases()
         with warnings.catch_warnings(action="ignore"):  # training gives them
             for gradient in phases.values():
                 fmeta.meta_grad(learner, gradient)(learner.init(self.key()), tree_map(lambda t: t[:1], validation))
         return Experiment(learner, self.outer(), phases, train, validation, self.metric())
+
+    def validation(self, count: int) -> Task:
+        """The fixed list of validation tasks: the same for the same seed."""
+        return self.sampler("validation")(fold(self.key(), _VALIDATION), count)
 
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""

@@ -44,14 +44,26 @@ def create_run(recipe: Recipe, scope: str, folder: Path) -> Run:
             f"train(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "add --resume to go on with it, or choose another folder"
         )
-    _write(folder, recipe, scope)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(folder / "recipe.json", recipe, scope)
+    except OSError as error:
+        raise _closed(folder, error) from error
     return Run(folder, recipe, scope)
 
 
 def open_run(folder: Path) -> Run:
     """The recipe and scope of a run. Raises InputError where the folder holds none, or a damaged one."""
     try:
-        stored = json.loads((folder / "recipe.json").read_text())
+        return Run(folder, *read_recipe(folder / "recipe.json"))
+    except OSError as error:
+        raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from error
+
+
+def read_recipe(file: Path) -> tuple[Recipe, str]:
+    """The recipe and scope in a file. Raises InputError where it is damaged, OSError where it cannot be read."""
+    try:
+        stored = json.loads(file.read_text())
         kind = recipe_class(stored["recipe"])
         known = {f.name for f in dataclasses.fields(kind)}
         fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored["fields"].items()}
@@ -61,11 +73,24 @@ def open_run(folder: Path) -> Run:
         hints = get_type_hints(kind)
         for name, value in fields.items():
             check_type(value, hints[name])
-        return Run(folder, recipe, plan(stored["scope"]).scope)
-    except OSError as error:
-        raise InputError(f"run {str(folder)!r}: no recipe.json there; expected the folder of a run") from error
+        return recipe, plan(stored["scope"]).scope
     except (ValueError, KeyError, TypeError, AttributeError, TypeCheckError) as error:
-        raise InputError(f"run {str(folder)!r}: recipe.json is damaged: {error}; expected what fmeta wrote") from error
+        raise InputError(f"{file} is damaged: {error}; expected what fmeta wrote") from error
+
+
+def write_recipe(file: Path, recipe: Recipe, scope: str, **more: Any) -> None:
+    """All of it or nothing; `more` stands beside what `read_recipe` reads."""
+    stored: dict[str, Any] = {
+        "recipe": recipe.name,
+        "scope": scope,
+        "fmeta": fmeta.__version__,
+        "torch": str(torch.__version__),
+        "fields": dataclasses.asdict(recipe),
+        **more,
+    }
+    fresh = file.with_name(f"{file.name}.tmp")
+    fresh.write_text(json.dumps(stored, indent=1) + "\n")
+    fresh.replace(file)
 
 
 def check_resume(run: Run, asked: Recipe) -> None:
@@ -81,22 +106,13 @@ def check_resume(run: Run, asked: Recipe) -> None:
 
 def change_run(run: Run, asked: Recipe) -> Run:
     """The run with another recipe, which `check_resume` has let pass. Its figures are to be measured again."""
-    (run.folder / "evaluation.json").unlink(missing_ok=True)
-    _write(run.folder, asked, run.scope)
+    try:
+        (run.folder / "evaluation.json").unlink(missing_ok=True)
+        write_recipe(run.folder / "recipe.json", asked, run.scope)
+    except OSError as error:
+        raise _closed(run.folder, error) from error
     return run._replace(recipe=asked)
 
 
-def _write(folder: Path, recipe: Recipe, scope: str) -> None:
-    stored: dict[str, Any] = {
-        "recipe": recipe.name,
-        "scope": scope,
-        "fmeta": fmeta.__version__,
-        "torch": str(torch.__version__),
-        "fields": dataclasses.asdict(recipe),
-    }
-    fresh = folder / "recipe.json.tmp"
-    try:
-        fresh.write_text(json.dumps(stored, indent=1) + "\n")
-        fresh.replace(folder / "recipe.json")
-    except OSError as error:
-        raise InputError(f"train(run_dir={str(folder)!r}): {error}; expected a folder that can be written") from error
+def _closed(folder: Path, error: OSError) -> InputError:
+    return InputError(f"train(run_dir={str(folder)!r}): {error}; expected a folder that can be written")

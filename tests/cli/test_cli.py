@@ -325,6 +325,7 @@ DAMAGE = {
     "fields a list": _recipe(fields=[]),
     "unknown recipe": _recipe(recipe="cosinoid"),
     "unknown field": lambda stored: json.dumps({**stored, "fields": {**stored["fields"], "colour": "red"}}),
+    "wrong type": lambda stored: json.dumps({**stored, "fields": {**stored["fields"], "inner_lr": "fast"}}),
 }
 
 
@@ -345,6 +346,41 @@ def test_a_damaged_checkpoint_is_named_with_its_cure(run, fails):
         message = fails(*command)
         assert "damaged" in message
         assert f"remove {path}" in message
+
+
+# a recipe from a file
+
+
+def test_the_recipe_of_a_file_trains_to_the_same_bits(trained, tmp_path):
+    shutil.copy(trained / "recipe.json", tmp_path / "best.json")
+    assert main(["train", "--recipe", str(tmp_path / "best.json"), "--run-dir", str(tmp_path / "run")]) == 0
+    assert state_bytes(tmp_path / "run", 4) == state_bytes(trained, 4)
+    for name in ("recipe.json", "evaluation.json"):
+        assert (tmp_path / "run" / name).read_text() == (trained / name).read_text()
+
+
+def test_options_win_over_the_recipe_of_a_file(trained, tmp_path):
+    command = ["train", "sinusoid", f"--recipe={trained / 'recipe.json'}", "--iterations", "2", "--seed", "5"]
+    assert main([*command, "--run-dir", str(tmp_path / "run")]) == 0
+    old, new = (json.loads((folder / "recipe.json").read_text())["fields"] for folder in (trained, tmp_path / "run"))
+    assert new == {**old, "iterations": 2, "seed": 5}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_for_a_recipe_is_named_and_makes_no_run(trained, tmp_path, fails, damage):
+    (tmp_path / "best.json").write_text(DAMAGE[damage](json.loads((trained / "recipe.json").read_text())))
+    message = fails("train", "--recipe", tmp_path / "best.json", "--run-dir", tmp_path / "run")
+    assert f"{tmp_path / 'best.json'} is damaged" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_is_not_there_or_clashes_is_refused(trained, tmp_path, fails):
+    known, run = ["--recipe", trained / "recipe.json"], ["--run-dir", tmp_path / "run"]
+    assert "best.json'): No such file" in fails("train", "--recipe", tmp_path / "best.json", *run)
+    assert f"train(recipe={str(tmp_path)!r}): Is a directory" in fails("train", "--recipe", tmp_path, *run)
+    assert "is sinusoid, not omniglot" in fails("train", "omniglot", *known, *run)
+    assert "a run has its own recipe" in fails("train", "--resume", *known, "--run-dir", trained)
+    assert not (tmp_path / "run").exists()
 
 
 # evaluate

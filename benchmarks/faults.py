@@ -237,7 +237,7 @@ def worker_killed(folder):
     """One of two processes under torchrun dies; torchrun starts both anew, and they go on from the last checkpoint."""
     run, log = folder / "ranks", folder / "pids"
     log.mkdir()
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3", "--master-port", "0")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
     # each process leaves its number, so that it can be found
     (folder / "worker.py").write_text(
         "import os, pathlib, sys\n"

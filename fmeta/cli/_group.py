@@ -31,7 +31,10 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group()
+    # names of its own for each start: torchrun's store remembers where the processes of the one before listened
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start-{_starts()}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=count)
     ranks = Ranks.present()
     show.console.quiet = ranks.rank > 0
     try:
@@ -42,7 +45,11 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
 
 def restarted() -> bool:
     """Whether torchrun started these processes anew after it had lost one."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _starts() > 0
+
+
+def _starts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def from_first(ranks: Ranks, value: str) -> str:

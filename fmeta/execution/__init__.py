@@ -10,9 +10,9 @@ from fmeta.execution._compile import (
     compiler_problem,
     plan,
 )
-from fmeta.execution._memory import OutOfMemoryError, memory_advice, peak_memory
+from fmeta.execution._memory import MemoryAdvice, OutOfMemoryError, peak_memory
 
 __all__ = [
-    "CompileWarning", "Execution", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile",
-    "compiler_problem", "memory_advice", "peak_memory", "plan",
+    "CompileWarning", "Execution", "MemoryAdvice", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile",
+    "compiler_problem", "peak_memory", "plan",
 ]  # fmt: skip

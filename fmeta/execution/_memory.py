@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,25 +65,33 @@ class _Living(TorchDispatchMode):
         self.now -= size
 
 
-@contextlib.contextmanager
-def memory_advice(learner: Learner, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> Iterator[None]:
-    """Turns running out of memory into an `OutOfMemoryError` that says what would fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _ran_out(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # what it had allocated is free again
-        raise OutOfMemoryError(_advice(learner, gradient or learner.gradient, meta, tasks)) from error
+class MemoryAdvice:
+    """Turns running out of memory into an `OutOfMemoryError` that says what would fit where this was made.
+
+    What is free is looked at once, before any step: after one failed, its tensors live on as long as the error does.
+    """
+
+    def __init__(self, learner: Learner, device: torch.device) -> None:
+        self.learner, self.free = learner, free_memory(device)
+
+    @contextlib.contextmanager
+    def __call__(self, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not _ran_out(error):
+                raise
+            advice = _advice(self.learner, gradient or self.learner.gradient, meta, tasks, self.free)
+            raise OutOfMemoryError(advice) from error
 
 
 def _ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -> str:
+def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task, free: int) -> str:
     leaf = tree_leaves(tasks)[0]
-    count, free = leaf.shape[0], free_memory(leaf.device)
+    count = leaf.shape[0]
     rows = [f"this one needs {_gib(peak_memory(meta_grad(learner, gradient), meta, tasks))}"]
     ways = {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
     for name, way in ways.items() if learner.inner is not None else []:
@@ -94,7 +101,7 @@ def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -
         rows.append(f"{name} {_gib(fixed + each * count)}, fits: {chunk}")
     return (
         f"fit({learner.name}): out of memory on {leaf.device} with {count} tasks in a meta-step; about {_gib(free)} "
-        f"are free. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes "
+        f"were free. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes "
         "so many tasks at a time and computes the same"
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, check_counts, fold
-from fmeta.execution import memory_advice, plan
+from fmeta.execution import MemoryAdvice, plan
 from fmeta.training._draw import Batches
 from fmeta.training._keeper import Keeper, claimed
 from fmeta.training._log import Logger
@@ -115,11 +115,12 @@ def fit(
         batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
         steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
         watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state)
+        advice = MemoryAdvice(learner, key.device)
         try:
             while at < iterations and not watch.stopped:
                 tasks = batches.draw()
                 watch.window.lap("sampling")
-                with memory_advice(learner, steps.gradient(at), state.meta, tasks):
+                with advice(steps.gradient(at), state.meta, tasks):
                     state, info = steps.at(at, state.meta, tasks)(state, tasks)
                 at += 1
                 watch(at, state, info, meta_batch, steps.flops(at - 1))

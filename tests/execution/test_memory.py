@@ -10,7 +10,7 @@ from helpers import labelled, regressor, vectors
 
 import fmeta
 from fmeta.core import key
-from fmeta.execution import memory_advice
+from fmeta.execution import MemoryAdvice
 
 
 def test_it_is_what_is_alive_at_once():
@@ -105,5 +105,8 @@ print("trained")
 
 def test_other_errors_pass():
     learner = fmeta.protonet(fmeta.models.mlp([2, 4]), ways=3)
-    with pytest.raises(RuntimeError, match=r"^shape$"), memory_advice(learner, None, {}, labelled(key(0))):
+    with (
+        pytest.raises(RuntimeError, match=r"^shape$"),
+        MemoryAdvice(learner, torch.device("cpu"))(None, {}, labelled(key(0))),
+    ):
         raise RuntimeError("shape")

@@ -17,6 +17,7 @@ import fmeta
 from fmeta.cli import _show as show
 from fmeta.cli._ablate import ablate_command
 from fmeta.cli._compare import compare_command
+from fmeta.cli._export import export_command
 from fmeta.cli._predict import predict_command
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import RECIPES, Sinusoid, recipe_class
@@ -42,6 +43,7 @@ _USAGE = f"""usage: fmeta COMMAND
   fmeta ablate RECIPE --field a,b --seeds 3    every combination, over seeds
   fmeta tune RECIPE --trials N --field 0.1:1   the best values of some fields, on the validation tasks
   fmeta predict RUN --support DIR --query DIR   your own pictures, by a few of each class
+  fmeta export RUN --to torch|safetensors      the weights in one file, for use without fmeta
   fmeta check [RECIPE] [--field value ...]     is the recipe's meta-gradient right?
 
 recipes: {", ".join(RECIPES)} (default: {Sinusoid.name})"""
@@ -90,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tune": lambda words: tune_command(*_recipe_name(words)),
         "predict": predict_command,
         "report": report_command,
+        "export": export_command,
         "check": _check,
     }
     if not arguments or arguments[0] in ("-h", "--help"):

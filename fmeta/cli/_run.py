@@ -6,6 +6,7 @@ checkpoints/      the last and the best state
 evaluation.json   the table printed at the end
 adaptation.png    the plot
 report.html       the page of `fmeta report`
+weights.*         the file of `fmeta export`
 tensorboard/      metrics.jsonl and the plot as events, where TensorBoard is installed
 .lock             held by the process that trains
 """

@@ -39,7 +39,7 @@ def load(folder: Path, options: LoadOptions) -> Trained:
     recipe.prepare()
     learner = recipe.build_learner()
     like = trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
-    state = load_checkpoint(_chosen(folder / "checkpoints", options.checkpoint), like)
+    state = load_checkpoint(chosen(folder, options.checkpoint), like)
     return Trained(recipe, learner, state.meta, int(state.step))
 
 
@@ -72,7 +72,9 @@ def measure(
     )
 
 
-def _chosen(folder: Path, which: str) -> Path:
+def chosen(folder: Path, which: str) -> Path:
+    """The last or the best checkpoint of a run, or that of a step. Raises InputError where it is not there."""
+    folder = folder / "checkpoints"
     steps = {str(step): step for step, _ in checkpoints(folder)}
     if steps:
         steps["last"] = max(steps.values())
@@ -81,6 +83,6 @@ def _chosen(folder: Path, which: str) -> Path:
         steps["best"] = best
     if which not in steps:
         raise InputError(
-            f"evaluate(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"
+            f"run(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"
         )
     return folder / f"{steps[which]:08d}"

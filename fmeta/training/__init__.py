@@ -1,6 +1,6 @@
 """Meta-training: the step, the loop, and what it keeps."""
 
-from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
 from fmeta.training._fit import fit
 from fmeta.training._keeper import SaveError, claimed, read_metrics
 from fmeta.training._log import Logger
@@ -11,5 +11,6 @@ from fmeta.training._watch import NonFiniteError
 
 __all__ = [
     "Logger", "NonFiniteError", "Ranks", "RanksDifferError", "SaveError", "TrainState", "Trainer", "best_checkpoint",
-    "checkpoints", "claimed", "fit", "load_checkpoint", "read_metrics", "save_checkpoint", "tensorboard", "trainer",
+    "checkpoints", "claimed", "fit", "load_checkpoint", "read_checkpoint", "read_metrics", "save_checkpoint",
+    "tensorboard", "trainer",
 ]  # fmt: skip

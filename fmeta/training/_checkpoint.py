@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from fmeta.core import InputError, Tree
 from fmeta.core._tree import named_leaves, replace_leaves
@@ -57,17 +58,7 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
     Raises InputError if a file is missing or damaged, or holds another state than `like`.
     """
     path = Path(path)
-    cure = f"remove {path} to fall back on an older checkpoint"
-    try:
-        facts = json.loads((path / _FACTS).read_text())
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
-        content = (path / _TENSORS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
-        tensors = load(content)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"load_checkpoint({path}): damaged: {error}; expected a whole checkpoint; {cure}") from error
+    tensors = read_checkpoint(path)
     wanted = named_leaves(like)
     differ = sorted(
         set(wanted.keys() ^ tensors.keys())
@@ -80,6 +71,24 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
             "expected a checkpoint of the same learner, model and optimizer"
         )
     return replace_leaves(like, {n: tensors[n].to(wanted[n].device) for n in wanted})
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Every tensor of the state in a checkpoint, by name, on the CPU.
+
+    Raises InputError if a file is missing or damaged.
+    """
+    cure = f"remove {path} to fall back on an older checkpoint"
+    try:
+        facts = json.loads((path / _FACTS).read_text())
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
+        content = (path / _TENSORS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
+        return load(content)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"load_checkpoint({path}): damaged: {error}; expected a whole checkpoint; {cure}") from error
 
 
 def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:

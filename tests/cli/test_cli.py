@@ -440,7 +440,7 @@ def test_evaluate_the_last_the_best_or_a_numbered_checkpoint(tmp_path, capfd, fa
         figures[which] = json.loads(capfd.readouterr().out)["loss"]["mean"]
     assert figures["last"] == figures["6"] != figures["2"] == figures["best"]
     message = fails("evaluate", run, "--checkpoint", "bst")
-    assert "evaluate(checkpoint='bst')" in message
+    assert "run(checkpoint='bst')" in message
     assert "did you mean 'best'" in message
 
 

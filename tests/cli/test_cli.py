@@ -281,6 +281,42 @@ def test_fewer_iterations_are_refused(tmp_path, fails):
     assert "iterations: 4 in the run, 2 asked for" in fails("train", "--resume", "--run-dir", run, "--iterations", "2")
 
 
+def test_a_run_that_was_moved_goes_on_with_the_same_bits(tmp_path):
+    main(["train", *TINY, "--outer-schedule", "constant", "--run-dir", str(tmp_path / "whole")])
+    main(["train", *TINY, "--outer-schedule", "constant", "--iterations", "2", "--run-dir", str(tmp_path / "here")])
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert main(["train", "--resume", "--iterations", "4", "--run-dir", str(tmp_path / "there")]) == 0
+    assert state_bytes(tmp_path / "there", 4) == state_bytes(tmp_path / "whole", 4)
+
+
+def test_patience_and_the_interval_of_validation_are_options(tmp_path):
+    """At a rate of almost 0 the second validation is no better than the first."""
+    options = ["--iterations", "40", "--outer-lr", "1e-30", "--validate-every", "3", "--patience", "2"]
+    assert main(["train", *TINY, *options, "--run-dir", str(tmp_path / "run")]) == 0
+    found = [line["step"] for line in lines_of(tmp_path / "run") if "validation/loss" in line]
+    assert found == [3, 6, 9]
+    assert max(step for step, _ in fmeta.training.checkpoints(tmp_path / "run" / "checkpoints")) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--monitor", "accuracy"], "expected loss"),
+        (["--patience", "-1"], "expected 0 or more"),
+        (["--validation-tasks", "0"], "expected at least 1"),
+    ],
+)
+def test_bad_options_of_validation_are_refused_before_a_folder_is_made(fails, tmp_path, options, message):
+    assert message in fails("train", *TINY, *options, "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_needs_a_run_folder(fails, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "expected --run-dir RUN" in fails("train", *TINY)
+
+
 def test_resume_without_run_dir_says_what_is_missing(fails):
     message = fails("train", "--resume")
     assert "train(resume)" in message

@@ -187,6 +187,26 @@ def speed_lines():
         yield "- One sinusoid meta-step (25 tasks, 1 inner step, Adam), medians of one run: " + "; ".join(rows) + "."
 
 
+def long_run_lines():
+    """What long runs and many processes do."""
+    soak, ranks, faults = load("soak"), load("distributed"), load("faults")
+    if soak:
+        yield (
+            f"- {soak['steps']:,} meta-steps with validation, checkpoints and TensorBoard: memory grew by "
+            f"{100 * soak['growth']:.1f}%, {soak['handles'][0]} to {soak['handles'][1]} open files."
+        )
+    if ranks:
+        yield (
+            f"- Two processes of one thread each ({ranks['work']}): weak efficiency "
+            f"{ranks['weak efficiency on 2']:.2f}, "
+            f"strong speed-up {ranks['strong speed-up on 2']:.2f}; the meta-gradient is "
+            f"{ranks['bytes of the meta-gradient'] / 1e6:.2f} MB."
+        )
+    if faults:
+        fine = [name for name, outcome in faults["outcomes"].items() if not outcome.startswith(("FAILED", "not run"))]
+        yield f"- Faults survived: {len(fine)} of {len(faults['outcomes'])} ({'; '.join(fine)})."
+
+
 def main():
     text = README.read_text()
     before, rest = text.split(BEGIN)
@@ -196,6 +216,7 @@ def main():
         *memory_lines(),
         *speed_lines(),
         *mutation_lines(),
+        *long_run_lines(),
         *peer_lines(),
         *families_lines(),
         *order_lines(),

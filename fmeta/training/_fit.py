@@ -56,8 +56,8 @@ def fit(
     `checkpoints/` with the last checkpoint and the best, taken every `save_every` steps, at a validation better than
     all before, at the end, on Ctrl-C and on a non-finite loss. A line holds the means since the one before it, the
     norm of the meta-gradient, what `validate` found, learned inner rates, and under `time/` what differs from run to
-    run: seconds, tasks and floating-point operations (of matrix products and convolutions) per second, and the shares
-    of sampling, step, validation and checkpoint.
+    run: seconds, tasks and floating-point operations (of matrix products and convolutions) per second of sampling and
+    step, and the shares of sampling, step, validation and checkpoint.
 
     In a process group of torch.distributed (`torchrun`) every process takes its part of each meta-batch, and all hold
     the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run.

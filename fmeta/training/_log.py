@@ -57,12 +57,13 @@ class Window:
         return found
 
     def close(self) -> dict[str, float]:
-        """Rates and shares of the time since the last log; begins anew."""
+        """Rates of sampling and step, and shares of the time since the last log; begins anew."""
         passed = max(self.last - self.opened, 1e-9)
+        training = max(self.spent["sampling"] + self.spent["step"], 1e-9)
         found = {
             "time/seconds": round(self.last - self.began, 3),
-            "time/tasks_per_second": self.tasks / passed,
-            "time/flop_per_second": self.flops / passed,
+            "time/tasks_per_second": self.tasks / training,
+            "time/flop_per_second": self.flops / training,
         }
         found |= {f"time/{what}": round(seconds / passed, 4) for what, seconds in self.spent.items()}
         self.infos.clear()

@@ -1,8 +1,4 @@
-"""`peak_memory`: bytes alive at once, found without computing; and advice where memory ends."""
-
-import os
-import subprocess
-import sys
+"""`peak_memory`: bytes alive at once, found without computing. The advice where memory ends is in `test_faults.py`."""
 
 import pytest
 import torch
@@ -72,40 +68,6 @@ def test_convolutions_are_counted_too():
         return fmeta.peak_memory(fmeta.meta_grad(learner), model.init(key(1)), drawn)
 
     assert 1.6 < peak(16) / peak(8) < 2.6
-
-
-def test_running_out_says_what_would_fit():
-    """Twelve tasks where there is room for about half of them: an address-space limit stands for the machine."""
-    code = """
-import resource, torch, fmeta
-from fmeta.core import key
-
-def train(tasks, gradient=None):
-    learner = fmeta.maml(fmeta.models.mlp([1, 128, 128, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=5)
-    sample = fmeta.tasks.sinusoid(shots=4000, query=4000)
-    given = {"key": key(0), "iterations": 1, "meta_batch": tasks, "gradient": gradient}
-    return fmeta.fit(learner, fmeta.adam(1e-3), sample, **given)
-
-train(1)
-used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
-try:
-    train(12)
-except fmeta.OutOfMemoryError as error:
-    message = str(error)
-print(message)
-size = int(message.split("chunked(unrolled(), ")[1].split(")")[0])
-train(12, fmeta.chunked(fmeta.unrolled(), max(1, size // 2)))
-print("trained")
-"""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("limits the address space as Linux does")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is free
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert "out of memory on cpu with 12 tasks" in done.stdout, done.stderr
-    for way in ("this one needs", "unrolled() ", "adjoint() ", "first_order() "):
-        assert way in done.stdout
-    assert done.stdout.strip().endswith("trained"), done.stdout + done.stderr
 
 
 def test_other_errors_pass():

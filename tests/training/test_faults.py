@@ -1,6 +1,7 @@
 """The faults of `benchmarks/faults.py`, each done once to small runs. Kills are in `test_kill.py`."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def faults(monkeypatch):
         "not_writable",
         "pickled_checkpoint",
         "worker_killed",
+        pytest.param("out_of_memory", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")),
         "bad_task",
         "two_processes",
         pytest.param("damaged_checkpoint", marks=pytest.mark.thorough),

@@ -24,6 +24,7 @@ import zipfile
 from pathlib import Path
 
 from _report import write
+from safetensors.torch import load
 
 import fmeta
 from fmeta.training import checkpoints
@@ -252,12 +253,12 @@ def worker_killed(folder):
         time.sleep(0.005)
     os.kill(int((log / "1").read_text()), signal.SIGKILL)
     finish(process)
-    alone = final(undisturbed(folder))
-    told, single = final(run)[1], alone[1]
-    assert [line["step"] for line in told] == [line["step"] for line in single]
-    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(told, single, strict=True))
-    assert worst < 1e-2, worst  # float32, other orders of summation, 160 steps
-    return f"both started anew from the last checkpoint and ended at step {STEPS}; losses within {worst:.0e} of one's"
+    (state, told, _), (single, told_single, _) = final(run), final(undisturbed(folder))
+    assert {line["step"] for line in told} >= {line["step"] for line in told_single}
+    pairs = [(a, b) for a, b in zip(load(state).values(), load(single).values(), strict=True) if a.is_floating_point()]
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    assert worst < 1e-3, worst  # float32, other orders of summation, 160 steps
+    return f"both started anew from the last checkpoint and ended at step {STEPS}; state within {worst:.0e} of one's"
 
 
 def out_of_memory(folder):

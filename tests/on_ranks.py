@@ -46,7 +46,12 @@ def main(folder):
                 bad_tasks=bad_tasks, skip_nonfinite=True, loggers=[lambda _, values, to=seen: to.append(values)]
             )
             result["skipped", bad_tasks] = tree_leaves(state), [(v["skipped"], v["loss"]) for v in seen]
-        result["stopped"] = int(train(iterations=50, validate=_by_rank_0, validate_every=2, patience=3).step)
+        validate = _by_rank_0 if rank == 0 else None
+        result["stopped"] = int(train(iterations=50, validate=validate, validate_every=2, patience=3).step)
+        try:
+            train(log_every=2 + rank)
+        except fmeta.InputError as error:
+            result["other call"] = str(error)
         result["differ"] = _differing(rank)
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,8 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
     # names of its own for each start: torchrun's store remembers where the processes of the one before listened
     store, rank, count = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"start-{_starts()}", store)
-    dist.init_process_group(store=store, rank=rank, world_size=count)
+    patience = datetime.timedelta(hours=6)  # of those who wait while rank 0 validates
+    dist.init_process_group(store=store, rank=rank, world_size=count, timeout=patience)
     ranks = Ranks.present()
     show.console.quiet = ranks.rank > 0
     try:
@@ -43,9 +46,19 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether torchrun started these processes anew after it had lost one."""
-    return _starts() > 0
+def launch() -> str | None:
+    """What tells this launch of torchrun from others; a start anew after a lost process is the same launch."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{name} {os.environ.get('MASTER_PORT')}" if name == "none" else name
+
+
+def goes_on(run_dir: Path | None) -> bool:
+    """Whether torchrun started these processes anew, and the folder holds the run of that launch."""
+    if run_dir is None or not _starts():
+        return False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((run_dir / "recipe.json").read_text()).get("launch") == launch()
+    return False
 
 
 def _starts() -> int:

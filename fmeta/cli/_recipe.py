@@ -120,7 +120,7 @@ class Recipe(ABC):
 
     name: ClassVar[str]
     movable: ClassVar[tuple[str, ...]] = (
-        "device", "threads", "log_every", "save_every", "validate_every", "validation_tasks", "monitor", "patience",
+        "device", "threads", "log_every", "save_every", "validate_every", "monitor", "patience",
         "skip_nonfinite", "eval_tasks", "eval_steps",
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ import torch
 from typeguard import TypeCheckError, check_type
 
 import fmeta
+from fmeta.cli._group import launch
 from fmeta.cli._recipe import Recipe, differences
 from fmeta.cli._recipes import recipe_class
 from fmeta.core import InputError
@@ -87,6 +88,7 @@ def write_recipe(file: Path, recipe: Recipe, scope: str, **more: Any) -> None:
         "fmeta": fmeta.__version__,
         "torch": str(torch.__version__),
         "fields": dataclasses.asdict(recipe),
+        **({"launch": launch()} if launch() else {}),
         **more,
     }
     fresh = file.with_name(f"{file.name}.tmp")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.cli import _show as show
-from fmeta.cli._group import from_first, process_group, restarted
+from fmeta.cli._group import from_first, goes_on, process_group
 from fmeta.cli._recipe import Experiment, Recipe
 from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder, open_run
 from fmeta.cli._trained import Trained, measure
@@ -30,9 +30,9 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
     KeyboardInterrupt as `fit`.
     """
     with process_group(run_dir) as ranks:
-        resume = resume or (restarted() and run_dir is not None and (run_dir / "recipe.json").exists())
+        resume = resume or goes_on(run_dir)
         with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
-            found = checkpoints(run.folder / "checkpoints") if resume else []
+            found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
             since = found[-1][0] if found else 0
             loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
             over = f", {ranks.count} processes" if ranks.count > 1 else ""
@@ -43,8 +43,8 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
                 except KeyboardInterrupt:
                     show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
                     raise
-        if ranks.rank == 0:
-            _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
+    if ranks.rank == 0:
+        _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
     return run
 
 

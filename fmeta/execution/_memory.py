@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,28 +81,33 @@ class MemoryAdvice:
         except (RuntimeError, MemoryError) as error:
             if not _ran_out(error):
                 raise
-            advice = _advice(self.learner, gradient or self.learner.gradient, meta, tasks, self.free)
-            raise OutOfMemoryError(advice) from error
+            leaf = tree_leaves(tasks)[0]
+            news = f"fit({self.learner.name}): out of memory on {leaf.device} with {len(leaf)} tasks in a meta-step"
+            with contextlib.suppress(Exception):  # a learner that looks at values cannot be estimated
+                news += _advice(self.learner, gradient or self.learner.gradient, meta, tasks, self.free)
+            raise OutOfMemoryError(news) from error
 
 
 def _ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task, free: int) -> str:
-    leaf = tree_leaves(tasks)[0]
-    count = leaf.shape[0]
+def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task, free: int | None) -> str:
+    count = len(tree_leaves(tasks)[0])
     rows = [f"this one needs {_gib(peak_memory(meta_grad(learner, gradient), meta, tasks))}"]
     ways = {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
     for name, way in ways.items() if learner.inner is not None else []:
         fixed, each = _linear(learner, way, meta, tasks)
-        fits = min(count, int((free - fixed) / max(each, 1)))
-        chunk = "all at once" if fits >= count else f"chunked({name}, {fits})" if fits >= 1 else "not even one task"
-        rows.append(f"{name} {_gib(fixed + each * count)}, fits: {chunk}")
+        row = f"{name} {_gib(fixed + each * count)}"
+        if free is not None:
+            fits = min(count, int((free - fixed) / max(each, 1)))
+            chunk = "all at once" if fits >= count else f"chunked({name}, {fits})" if fits >= 1 else "not even one task"
+            row += f", fits: {chunk}"
+        rows.append(row)
+    known = "" if free is None else f"; about {_gib(free)} were free"
     return (
-        f"fit({learner.name}): out of memory on {leaf.device} with {count} tasks in a meta-step; about {_gib(free)} "
-        f"were free. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes "
-        "so many tasks at a time and computes the same"
+        f"{known}. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes so "
+        "many tasks at a time and computes the same"
     )
 
 
@@ -116,20 +121,29 @@ def _linear(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -
     return max(0, 2 * two - four), max(0, (four - two) / 2)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the device, or of main memory within this process's own limit."""
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had: of the device, or of main memory within the limits of this process and its group.
+
+    None where that cannot be told.
+    """
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
-    if os.name != "posix":
-        return 0
-    import resource
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(facts["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
 
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        with open("/proc/self/statm") as file:
-            free = min(free, limit - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            free = min(free, limit - used)
     return max(0, free)
 
 

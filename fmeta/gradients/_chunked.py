@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 
 from fmeta.core import _tree as tree
-from fmeta.core._checks import check_counts
+from fmeta.core._checks import InputError, check_counts, hidden
 from fmeta.core._choices import fastest
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.gradients._skipping import Skipping
 
 Sized = Callable[[int], GradFn]  # the number of tasks -> the meta-gradient of so many
 
@@ -33,6 +34,10 @@ def chunked(gradient: MetaGradient, size: int | Literal["auto"]) -> MetaGradient
     """
     if size != "auto":
         check_counts("chunked", size=size)
+    if isinstance(gradient, Skipping):
+        raise InputError(
+            "chunked(skipping(…)): slices do not know each other's bad tasks; expected skipping(chunked(…))"
+        )
     return _Chunked(gradient, size)
 
 
@@ -80,8 +85,8 @@ def _in_slices(grads_of: Sized, meta: Tree, tasks: Task, count: int, size: int) 
 def _measured(grads_of: Sized, meta: Tree, tasks: Task, name: str) -> int:
     leaves = tree.tree_leaves((meta, tasks))
     count = tree.tree_leaves(tasks)[0].shape[0]
-    if torch.compiler.is_compiling():
-        return count  # a graph cannot measure itself
+    if hidden(leaves[0]):
+        return count  # a graph cannot measure itself, nor can tensors without data
     sizes = sorted({count, max(1, count // 4), max(1, count // 16), 1}, reverse=True)
     shapes = [f"{tuple(leaf.shape)}" for leaf in leaves]
     question = f"chunk of {name}: {' '.join(shapes)} {leaves[0].dtype}"

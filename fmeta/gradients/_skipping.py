@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import _tree as tree
+from fmeta.core._checks import hidden
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 
 
@@ -25,11 +26,11 @@ def skipping(gradient: MetaGradient) -> MetaGradient:
     That look is a decision in Python: under `fmeta.compile` take the scope "step", or `fit(skip_nonfinite=True)`, which
     compiles the meta-gradient inside.
     """
-    return _Skipping(gradient)
+    return Skipping(gradient)
 
 
 @dataclass(frozen=True)
-class _Skipping:
+class Skipping:
     gradient: MetaGradient
 
     @property
@@ -42,7 +43,7 @@ class _Skipping:
 
         def skipping_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
             grads, info = grads_of(meta, tasks)
-            if _finite(grads, info):
+            if hidden(info.losses) or _finite(grads, info):
                 return grads, info._replace(skipped=torch.zeros_like(info.losses, dtype=torch.bool))
             found = [of_one()(meta, task) for task in _each(tasks)]
             bad = torch.stack([~_finite(*one) for one in found])

@@ -6,6 +6,7 @@ run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -95,7 +96,8 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """The published checkpoints in a folder, oldest first: step and facts (empty where the file is damaged)."""
     for path in folder.glob("*.old"):  # a crash came between two renames
         if not path.with_suffix("").exists():
-            path.rename(path.with_suffix(""))
+            with contextlib.suppress(OSError):  # another process was faster
+                path.rename(path.with_suffix(""))
     found = []
     for path in _published(folder):
         try:
@@ -107,8 +109,9 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def best_checkpoint(folder: Path) -> int | None:
-    """The step of the best validation: the lowest finite score."""
-    scored = [(facts.get("score"), step) for step, facts in checkpoints(folder)]
+    """The step of the best validation: the lowest finite score of the figure that the newest score is of."""
+    found = [(step, facts) for step, facts in checkpoints(folder) if "score" in facts]
+    scored = [(facts["score"], step) for step, facts in found if facts.get("monitor") == found[-1][1].get("monitor")]
     return min(((v, s) for v, s in scored if isinstance(v, float) and math.isfinite(v)), default=(0.0, None))[1]
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, check_counts, fold
 from fmeta.execution import MemoryAdvice, plan
 from fmeta.training._draw import Batches
-from fmeta.training._keeper import Keeper, claimed
+from fmeta.training._keeper import Keeper, SaveError, claimed
 from fmeta.training._log import Logger
-from fmeta.training._ranks import Ranks
+from fmeta.training._ranks import Ranks, RanksDifferError
 from fmeta.training._steps import Steps, phases_of
 from fmeta.training._trainer import TrainState, trainer
 from fmeta.training._validation import Monitor, Validate
-from fmeta.training._watch import Every, NonFiniteError, Watch
+from fmeta.training._watch import Every, Watch
 
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
 
@@ -54,13 +54,14 @@ def fit(
 
     In `run_dir`, which one process at a time may use: `metrics.jsonl` with a line every `log_every` steps, and
     `checkpoints/` with the last checkpoint and the best, taken every `save_every` steps, at a validation better than
-    all before, at the end, on Ctrl-C and on a non-finite loss. A line holds the means since the one before it, the
+    all before, at the end, on Ctrl-C and on an error. A line holds the means since the one before it, the
     norm of the meta-gradient, what `validate` found, learned inner rates, and under `time/` what differs from run to
     run: seconds, tasks and floating-point operations (of matrix products and convolutions) per second of sampling and
     step, and the shares of sampling, step, validation and checkpoint.
 
     In a process group of torch.distributed (`torchrun`) every process takes its part of each meta-batch, and all hold
-    the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run.
+    the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run. Resumed,
+    such a run ends with the same bits where nothing is compiled or measured, else the same to rounding.
 
     Args:
         learner: what adapts.
@@ -93,7 +94,7 @@ def fit(
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
         OutOfMemoryError: the tasks do not fit; the message says what would.
-        KeyboardInterrupt: after the state was saved.
+        KeyboardInterrupt: after the state was saved (several processes on CUDA: where the others still answer).
     """
     every = Every(iterations, log_every, save_every, save_every if validate_every is None else validate_every)
     check_counts("fit", iterations=iterations, meta_batch=meta_batch, **every.counts())
@@ -108,10 +109,11 @@ def fit(
         if run_dir is not None and ranks.rank == 0:
             stack.enter_context(claimed(run_dir, resume))
             keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
-            state, lines = keeper.restore(state)
-            best.replay(lines)
-        state = ranks.share(state)
-        at = int(state.step)
+            state, facts = keeper.restore(state)
+            best.restore(facts)
+        ranks.check_plan([*every, meta_batch, int(key)], state.step)
+        state, kept = ranks.share(state), best.facts()
+        at = start = int(state.step)
         batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
         steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
         watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state)
@@ -121,11 +123,12 @@ def fit(
                 tasks = batches.draw()
                 watch.window.lap("sampling")
                 with advice(steps.gradient(at), state.meta, tasks):
-                    state, info = steps.at(at, state.meta, tasks)(state, tasks)
-                at += 1
-                watch(at, state, info, meta_batch, steps.flops(at - 1))
-        except (KeyboardInterrupt, NonFiniteError):
-            if keeper is not None:
-                keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False)
+                    new, info = steps.at(at, state.meta, tasks)(state, tasks)
+                line = watch(at + 1, new, info, meta_batch, steps.flops(at))
+                state, at, kept = new, at + 1, best.facts()  # from here on the step is done, its validation too
+                watch.tell(at, line)
+        except BaseException as error:
+            if keeper is not None and at > start and not isinstance(error, SaveError | RanksDifferError):
+                keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
             raise
     return state

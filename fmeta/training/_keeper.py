@@ -30,7 +30,7 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     if resume and not folder.is_dir():
         raise InputError(f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run")
     _check_new(folder, resume)
-    lock = FileLock(folder / ".lock", is_singleton=True)  # this process may take it again
+    lock = FileLock(folder.resolve() / ".lock", is_singleton=True, thread_local=False)  # may be taken here again
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -49,7 +49,7 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
 
 
 def _check_new(folder: Path, resume: bool) -> None:
-    if not resume and (checkpoints(folder / "checkpoints") or (folder / "metrics.jsonl").exists()):
+    if not resume and (checkpoints(folder / "checkpoints") or read_metrics(folder / "metrics.jsonl")):
         raise InputError(
             f"fit(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "pass resume=True (--resume) to go on with it, or another folder"
@@ -63,14 +63,13 @@ class Keeper:
         self.folder, self.iterations, self.identity = Path(run_dir) / "checkpoints", iterations, identity
         self.metrics, self.choices = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "choices.json"
         self.resume = resume
-        self.folder.mkdir(exist_ok=True)
+        with self._writing("checkpoints"):
+            self.folder.mkdir(exist_ok=True)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
-        """The last checkpoint, and the lines of the metrics up to it."""
-        found = checkpoints(self.folder)
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The last checkpoint and its facts. The metrics are cut back to it."""
+        found, facts = checkpoints(self.folder), dict[str, Any]()
         if self.resume and found:
-            if self.choices.exists():
-                prefer(json.loads(self.choices.read_text()))
             step, facts = found[-1]
             state = load_checkpoint(self.folder / f"{step:08d}", state)
             differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
@@ -83,10 +82,12 @@ class Keeper:
                 raise InputError(
                     f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
                 )
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # lost: measured again
+                prefer(json.loads(self.choices.read_text()))
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= int(state.step)]
         with self._writing("metrics.jsonl"):
             _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        return state, kept
+        return state, facts
 
     def log(self, line: dict[str, Any]) -> None:
         with self._writing("metrics.jsonl"), self.metrics.open("a") as file:
@@ -100,8 +101,8 @@ class Keeper:
         with self._writing(f"checkpoint {step}"):
             _write(self.choices, json.dumps(choices(), indent=1) + "\n")
             save_checkpoint(self.folder, state, step, **facts, **self.identity)
-        best = best_checkpoint(self.folder)
-        prune(self.folder, keep={step} if best is None else {step, best})
+            best = best_checkpoint(self.folder)
+            prune(self.folder, keep={step} if best is None else {step, best})
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:

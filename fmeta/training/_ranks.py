@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,24 +53,36 @@ class Ranks:
                 sent[i] = piece.view(leaves[i].shape).clone()
         return tree_unflatten(sent, structure)
 
+    def check_plan(self, plan: Sequence[int], like: Tensor) -> None:
+        """Raises InputError unless every rank was called with these numbers, so that none waits for another in vain."""
+        differ = self._unlike_first(torch.tensor(plan, dtype=torch.int64, device=like.device))
+        if differ:
+            raise InputError(
+                f"fit: rank {differ[0]} was called with other iterations, intervals, meta_batch or key than rank 0; "
+                "expected the same call in every process"
+            )
+
     def agree(self, yes: bool, like: Tensor) -> bool:
         """What rank 0 says. `like` is on the device that the ranks talk through."""
         return bool(self.share(torch.full_like(like, yes))) if self.count > 1 else yes
 
     def check_same(self, state: Tree, step: int) -> None:
         """Raises RanksDifferError unless the bits of the state are the same on every rank."""
-        if self.count == 1:
-            return
-        own = fingerprint(state)
-        every = [torch.empty_like(own) for _ in range(self.count)]
-        dist.all_gather(every, own)
-        differ = [rank for rank, other in enumerate(every) if not torch.equal(other, every[0])]
+        differ = self._unlike_first(fingerprint(state)) if self.count > 1 else []
         if differ:
             raise RanksDifferError(
                 f"fit: at step {step} the state of rank {differ[0]} differs from that of rank 0 ({len(differ)} of "
                 f"{self.count} ranks differ); expected the same bits; go on from the last checkpoint with resume=True, "
                 "and look for hardware or library versions that differ"
             )
+
+    def _unlike_first(self, own: Tensor) -> list[int]:
+        """The ranks whose tensor is not that of rank 0; every rank finds the same."""
+        if self.count == 1:
+            return []
+        every = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(every, own)
+        return [rank for rank, other in enumerate(every) if not torch.equal(other, every[0])]
 
 
 def fingerprint(values: Tree) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from fmeta.core import InputError, nearest
@@ -19,7 +19,7 @@ class Monitor:
             raise InputError(f"fit(mode={mode!r}): expected 'min' or 'max'")
         if patience < 0:
             raise InputError(f"fit(patience={patience}): expected 0, which never stops, or more")
-        self.name, self.patience, self.sign = name, patience, 1.0 if mode == "min" else -1.0
+        self.name, self.mode, self.patience, self.sign = name, mode, patience, 1.0 if mode == "min" else -1.0
         self.best, self.since = math.inf, 0
 
     @property
@@ -38,11 +38,16 @@ class Monitor:
         self.best = min(score, self.best)
         return score
 
-    def replay(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """The validations of a run that is resumed, from the lines of its metrics."""
-        for line in lines:
-            if f"validation/{self.name}" in line:
-                self.add({self.name: line[f"validation/{self.name}"]})
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which figure its score is of, the best score so far, validations since then."""
+        best = self.best if math.isfinite(self.best) else None
+        return {"monitor": f"{self.mode} {self.name}", "best": best, "since": self.since}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Goes on where the run of a checkpoint stood, if that followed the same figure."""
+        if facts.get("monitor") == self.facts()["monitor"]:
+            self.best = math.inf if facts["best"] is None else facts["best"]
+            self.since = facts["since"]
 
 
 def figures_of(found: float | Mapping[str, float]) -> dict[str, float]:

@@ -48,26 +48,33 @@ class Watch:
     ) -> None:
         self.name, self.ranks, self.every, self.validate, self.best = name, ranks, every, validate, best
         self.keeper, self.loggers, self.window = keeper, loggers, Window()
+        self.validates = ranks.agree(validate is not None, state.step)
         self.stopped = ranks.agree(best.done, state.step)
 
-    def __call__(self, at: int, state: TrainState, info: Info, tasks: int, flops: int) -> None:
-        self.window.add(info, tasks, tasks * flops)
+    def __call__(self, at: int, state: TrainState, info: Info, tasks: int, flops: int) -> dict[str, Any]:
+        """Looks at the state after step `at`, and keeps it where that is due. Returns what is to be told."""
+        if self.ranks.rank == 0:
+            self.window.add(info, tasks, tasks * flops)
         every = self.every
-        validating, saving = self.validate is not None and every.due(at, every.validate), every.due(at, every.save)
+        validating, saving = self.validates and every.due(at, every.validate), every.due(at, every.save)
         if not (validating or saving or every.due(at, every.log)):
             self.window.lap("step")
-            return
+            return {}
         bad = int(state.bad)  # the one place that waits for the device
         self.window.lap("step")
         if bad >= 0:
             raise NonFiniteError(self._bad_news(bad))
         self.ranks.check_same(state, at)
-        if self.ranks.rank == 0:
-            self._tell(at, state, validating, saving)
+        line = self._kept(at, state, validating, saving) if self.ranks.rank == 0 else {}
         if validating:
             self.stopped = self.ranks.agree(self.best.done, state.step)
+        return line
 
-    def _tell(self, at: int, state: TrainState, validating: bool, saving: bool) -> None:
+    def tell(self, at: int, line: dict[str, Any]) -> None:
+        for log in self.loggers if line else ():
+            log(at, line)
+
+    def _kept(self, at: int, state: TrainState, validating: bool, saving: bool) -> dict[str, Any]:
         line, facts = self.window.values() | learned_rates(state.meta), dict[str, Any]()
         if validating and self.validate is not None:
             figures = figures_of(self.validate(state.meta))
@@ -78,11 +85,10 @@ class Watch:
         line |= self.window.close()
         if self.keeper is not None:
             self.keeper.log({"step": at, **line})
-        for log in self.loggers:
-            log(at, line)
-        if self.keeper is not None and saving:
-            self.keeper.save(state, **facts)
+            if saving:
+                self.keeper.save(state, **facts, **self.best.facts())
         self.window.lap("checkpoint")
+        return line
 
     def _bad_news(self, bad: int) -> str:
         folder = self.keeper and self.keeper.folder

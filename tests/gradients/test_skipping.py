@@ -100,3 +100,14 @@ def test_fit_counts_what_it_leaves_out(learner, tmp_path):
     assert int(state.step) == 4
     with pytest.raises(fmeta.NonFiniteError, match="skip_nonfinite=True"):
         fmeta.fit(learner, fmeta.adam(0.01), sample, run_dir=tmp_path, **given)
+
+
+def test_inside_slices_it_is_refused_and_around_them_it_works():
+    with pytest.raises(fmeta.InputError, match="expected skipping"):
+        fmeta.chunked(fmeta.skipping(fmeta.unrolled()), 2)
+
+
+def test_it_can_be_estimated_without_data(learner):
+    tasks = vectors(key(1), 3)
+    peak = fmeta.peak_memory(fmeta.meta_grad(learner, fmeta.skipping(fmeta.unrolled())), learner.init(key(0)), tasks)
+    assert peak >= fmeta.peak_memory(fmeta.meta_grad(learner), learner.init(key(0)), tasks)

@@ -97,6 +97,11 @@ def test_early_stopping_is_decided_for_all(two):
     assert [result["stopped"] for result in two[1]] == [8, 8]
 
 
+def test_a_call_that_differs_is_refused_before_anyone_waits(two):
+    for result in two[1]:
+        assert "rank 1 was called with other" in result["other call"]
+
+
 def test_ranks_that_differ_stop(two):
     for result in two[1]:
         assert "at step 2 the state of rank 1 differs from that of rank 0" in result["differ"]

@@ -142,3 +142,52 @@ def test_learned_rates_are_told():
     plain = []
     train(iterations=1, loggers=[lambda _, values: plain.append(values)])
     assert not any(name.startswith("lr/") for name in plain[0])
+
+
+def test_ctrl_c_in_a_validation_costs_no_validation(tmp_path):
+    """Uninterrupted it stops at 40; so does a run whose second validation was broken off."""
+    options = {"iterations": 100, "validate_every": 10, "patience": 3, "save_every": 50}
+    whole = train(tmp_path / "whole", validate=lambda meta: 1.0, **options)
+    calls = []
+
+    def interrupted(meta):
+        calls.append(meta)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", validate=interrupted, **options)
+    resumed = train(tmp_path / "cut", resume=True, validate=interrupted, **options)
+    assert int(whole.step) == int(resumed.step) == 40
+    assert same(whole, resumed)
+    told = [
+        [line["step"] for line in lines_of(tmp_path / run) if "validation/loss" in line] for run in ("whole", "cut")
+    ]
+    assert told[0] == told[1] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("where", ["validation", "logger"])
+def test_an_error_of_the_callers_own_loses_no_steps(tmp_path, where):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    options = {"validation": {"validate": broken}, "logger": {"loggers": [broken]}}[where]
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, log_every=20, **options)
+    assert kept(tmp_path) == [19 if where == "validation" else 20]
+    assert same(train(tmp_path, resume=True, log_every=20), train(log_every=20))
+
+
+def test_a_start_that_failed_at_once_leaves_the_folder_free(tmp_path):
+    with pytest.raises(fmeta.InputError, match="no such figure"):
+        train(tmp_path, iterations=1, validate=lambda meta: {"accuracy": 1.0})
+    assert int(train(tmp_path, iterations=1, validate=lambda meta: 1.0).step) == 1
+
+
+def test_scores_of_another_figure_are_not_compared(tmp_path):
+    train(tmp_path, iterations=30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
+    assert best_checkpoint(tmp_path / "checkpoints") == 20
+    losses = iter([0.3, 0.1, 0.2])
+    train(tmp_path, iterations=60, save_every=10, resume=True, validate=lambda meta: next(losses))
+    assert best_checkpoint(tmp_path / "checkpoints") == 50

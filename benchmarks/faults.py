@@ -314,7 +314,8 @@ def bad_task(folder):
 def two_processes(folder):
     """A second process on the folder of a run."""
     run = folder / "run"
-    first = start("train", *SMALL, "--iterations", 100000, "--run-dir", run)
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background may not
+    first = start("train", *SMALL, "--iterations", 100000, "--run-dir", run, **hears)
     deadline = time.monotonic() + 200
     while not steps_of(run):
         assert first.poll() is None, first.stdout.read()
@@ -324,7 +325,7 @@ def two_processes(folder):
     assert "another process is training in this folder" in second, second
     assert first.poll() is None
     _interrupt(first)
-    third, reached = start("train", "--resume", "--run-dir", run), steps_of(run)[-1]
+    third, reached = start("train", "--resume", "--run-dir", run, **hears), steps_of(run)[-1]
     while steps_of(run)[-1] < reached + 40:
         assert third.poll() is None, third.stdout.read()
     _interrupt(third)

@@ -175,7 +175,7 @@ def test_same_key_same_episode():
 def test_element_of_a_batch_is_what_its_key_draws_alone(rotate):
     """Task i is `one(split(key, count)[i])`, without vmap and in a batch of any size."""
     draw = episodes(turned_images(6), ways=3, shots=1, query=2, rotate=rotate)
-    one = inspect.getclosurevars(draw.sample).nonlocals["one"]
+    one = inspect.getclosurevars(draw.sample.part).nonlocals["one"]
     batch, few = draw(fmeta.key(11), 5), draw(fmeta.key(11), 2)
     for i, (task, task_key) in enumerate(zip(split_tasks(batch), fmeta.split(fmeta.key(11), 5), strict=True)):
         assert all(torch.equal(a, b) for a, b in zip(tree_leaves(task), tree_leaves(one(task_key)), strict=True)), i

@@ -30,7 +30,7 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     if resume and not folder.is_dir():
         raise InputError(f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run")
     _check_new(folder, resume)
-    lock = FileLock(folder.resolve() / ".lock", is_singleton=True, thread_local=False)  # may be taken here again
+    lock = FileLock(folder / ".lock", is_singleton=True)  # this process may take it again
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

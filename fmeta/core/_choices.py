@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pooch
 import torch
+from filelock import FileLock, Timeout
+
+_PATIENCE = 900.0  # seconds to wait for another process that measures
 
 Answer = dict[str, Any]  # "choice": a name; "milliseconds": what each candidate took
 _log = logging.getLogger("fmeta")
@@ -35,19 +39,23 @@ def fastest(
 ) -> str:
     """The name of the candidate that takes the least time, by the best of up to `repeats` runs after one to warm up.
 
-    The answer is kept for this machine: the same question gets the same answer in every later process, so that a
-    resumed run computes the same bits. `choices` gives all answers, `prefer` brings them back. What was chosen and why
-    goes to the logger "fmeta", at `level`.
+    The answer is kept for this machine: the same question gets the same answer in every other process, so that a
+    resumed run computes the same bits, and of several that ask at once one measures, undisturbed by the others.
+    `choices` gives all answers, `prefer` brings them back. What was chosen and why goes to the logger "fmeta", at
+    `level`.
     """
     if len(candidates) == 1:
         return next(iter(candidates))
     question = f"{question} on {machine(device)}"
-    known = _answers()
-    asked = question not in known or known[question].get("choice") not in candidates
-    if asked:
-        times = {name: round(1e3 * t, 4) for name, t in _best_times(candidates, device, repeats).items()}
-        known[question] = {"choice": min(times, key=times.__getitem__), "milliseconds": times}
-        _keep({question: known[question]})
+    known, asked = _answers(), False
+    if known.get(question, {}).get("choice") not in candidates:
+        with _one_at_a_time(question):
+            known |= {q: answer for q, answer in _stored().items() if q == question}
+            asked = known.get(question, {}).get("choice") not in candidates
+            if asked:
+                times = {name: round(1e3 * t, 4) for name, t in _best_times(candidates, device, repeats).items()}
+                known[question] = {"choice": min(times, key=times.__getitem__), "milliseconds": times}
+                _keep({question: known[question]})
     answer = known[question]
     took = ", ".join(f"{name} {ms:.3g} ms" for name, ms in answer.get("milliseconds", {}).items())
     _log.log(level, "%s: %s (%s; %s)", question, answer["choice"], took, "measured now" if asked else "remembered")
@@ -106,10 +114,22 @@ def _stored() -> dict[str, Answer]:
 
 def _keep(new: dict[str, Answer]) -> None:
     fresh = _file().with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a measurement
+    # a cache that cannot be written costs the next process a measurement
+    with _one_at_a_time("choices.json"), contextlib.suppress(OSError):
         fresh.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_text(json.dumps(_stored() | new, indent=0, sort_keys=True))
         fresh.replace(_file())
+
+
+@contextlib.contextmanager
+def _one_at_a_time(what: str) -> Iterator[None]:
+    """Holds back the other processes of this machine that do the same."""
+    lock = FileLock(cache_folder() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16])
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):  # then each does it for itself
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.acquire(timeout=_PATIENCE))
+        yield
 
 
 def _best_times(candidates: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int) -> dict[str, float]:

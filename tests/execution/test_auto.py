@@ -1,6 +1,8 @@
 """The scope "auto", chunks and captures: what is measured, what is remembered, what falls back."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,6 +89,29 @@ def test_a_resumed_run_goes_by_the_choices_it_was_begun_with(tmp_path):
     _choices.prefer({question: {"choice": "second"}})
     train(4, resume=True)
     assert _choices.choices()[question] == {"choice": "first"}
+
+
+ASKS = """
+import sys, time, torch
+from fmeta.core import fastest
+def candidate(name, seconds):
+    def run():
+        with open(sys.argv[1], "a") as file:
+            file.write(name)
+        time.sleep(seconds)
+    return run
+print(fastest("q", {"a": candidate("a", 0.5), "b": candidate("b", 0.6)}, torch.device("cpu")))
+"""
+
+
+def test_of_processes_that_ask_at_once_one_measures_and_all_get_its_answer(tmp_path):
+    runs = [
+        subprocess.Popen([sys.executable, "-c", ASKS, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert {process.communicate(timeout=200)[0] for process in runs} == {"a\n"}
+    assert [process.returncode for process in runs] == [0, 0, 0]
+    assert len((tmp_path / "runs").read_text()) == 8  # two candidates: to warm up, and three times
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"q": 3}', '{"q": {}}', "\x00"])

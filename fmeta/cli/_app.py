@@ -82,7 +82,10 @@ class EvaluateOptions(LoadOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0, 1 where training broke off, 2 for bad input, 130 for Ctrl-C."""
+    """Entry point. Returns the exit status: 0, 1 where training broke off, 2 for bad input, 130 for Ctrl-C.
+
+    SIGTERM ends training as Ctrl-C does, with status 143, and every other command at once.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,

@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,27 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which a scheduler sends before it takes the machine away, ends the work in order: status 143.
+
+    Not with NCCL, whose processes wait for lost ones in code that hears nothing: there it ends the process at once.
+    """
+    main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    if not main or (dist.is_initialized() and torch.cuda.is_available()):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def launch() -> str | None:

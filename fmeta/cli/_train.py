@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.cli import _show as show
-from fmeta.cli._group import from_first, goes_on, process_group
+from fmeta.cli._group import ended_by_sigterm, from_first, goes_on, process_group
 from fmeta.cli._recipe import Experiment, Recipe
 from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder, open_run
 from fmeta.cli._trained import Trained, measure
@@ -27,7 +27,7 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
     the run; started anew by it, all go on with what is there.
 
     Raises InputError for choices that do not fit, before the folder is made or changed; NonFiniteError and
-    KeyboardInterrupt as `fit`.
+    KeyboardInterrupt as `fit`; SystemExit at SIGTERM, after the state was saved.
     """
     with process_group(run_dir) as ranks:
         resume = resume or goes_on(run_dir)
@@ -37,10 +37,10 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
             loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
             over = f", {ranks.count} processes" if ranks.count > 1 else ""
             show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
-            with _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
+            with _measurements(), ended_by_sigterm(), show.Bar(show.console, recipe.iterations, since) as bar:
                 try:
                     state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, SystemExit):
                     show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
                     raise
     if ranks.rank == 0:

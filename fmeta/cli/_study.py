@@ -29,6 +29,7 @@ from fmeta.cli._recipe import Recipe
 from fmeta.cli._run import read_recipe, write_recipe
 from fmeta.cli._space import Space
 from fmeta.core import InputError, fold, key
+from fmeta.training import lock_of
 
 
 class Trial(NamedTuple):
@@ -156,7 +157,7 @@ class Study(NamedTuple):
 
     def _lock_of(self, number: int) -> BaseFileLock:
         self._folder(number).mkdir(exist_ok=True)
-        return FileLock(self._folder(number) / ".lock", is_singleton=True)  # `fit` takes the same
+        return lock_of(self._folder(number))  # `fit` takes the same
 
     def _lock(self) -> BaseFileLock:
         return FileLock(self.folder / ".lock")

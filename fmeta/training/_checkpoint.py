@@ -6,7 +6,6 @@ run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -94,10 +93,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """The published checkpoints in a folder, oldest first: step and facts (empty where the file is damaged)."""
-    for path in folder.glob("*.old"):  # a crash came between two renames
-        if not path.with_suffix("").exists():
-            with contextlib.suppress(OSError):  # another process was faster
-                path.rename(path.with_suffix(""))
     found = []
     for path in _published(folder):
         try:
@@ -113,6 +108,13 @@ def best_checkpoint(folder: Path) -> int | None:
     found = [(step, facts) for step, facts in checkpoints(folder) if "score" in facts]
     scored = [(facts["score"], step) for step, facts in found if facts.get("monitor") == found[-1][1].get("monitor")]
     return min(((v, s) for v, s in scored if isinstance(v, float) and math.isfinite(v)), default=(0.0, None))[1]
+
+
+def mend(folder: Path) -> None:
+    """Brings a checkpoint back that was being replaced when its writer was killed. For the one process that writes."""
+    for path in folder.glob("*.old"):
+        if not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
 
 
 def prune(folder: Path, keep: set[int]) -> None:

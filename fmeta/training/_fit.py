@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fmeta.training._ranks import Ranks, RanksDifferError
 from fmeta.training._steps import Steps, phases_of
 from fmeta.training._trainer import TrainState, trainer
 from fmeta.training._validation import Monitor, Validate
-from fmeta.training._watch import Every, Watch
+from fmeta.training._watch import Every, NonFiniteError, Watch
 
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
 
@@ -60,8 +60,9 @@ def fit(
     step, and the shares of sampling, step, validation and checkpoint.
 
     In a process group of torch.distributed (`torchrun`) every process takes its part of each meta-batch, and all hold
-    the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run. Resumed,
-    such a run ends with the same bits where nothing is compiled or measured, else the same to rounding.
+    the same state, which is checked at every log; the process of rank 0 validates, logs and keeps the run. With as many
+    processes it too resumes to the same bits; where something was measured, as long as the cache folders of its
+    machines are kept.
 
     Args:
         learner: what adapts.
@@ -105,7 +106,7 @@ def fit(
     trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
     state = trainers[0].init(fold(key, 0))
     with contextlib.ExitStack() as stack:
-        keeper = None
+        keeper, facts = None, dict[str, Any]()
         if run_dir is not None and ranks.rank == 0:
             stack.enter_context(claimed(run_dir, resume))
             keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
@@ -116,7 +117,7 @@ def fit(
         at = start = int(state.step)
         batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
         steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
-        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state)
+        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, facts)
         advice = MemoryAdvice(learner, key.device)
         try:
             while at < iterations and not watch.stopped:
@@ -128,7 +129,9 @@ def fit(
                 state, at, kept = new, at + 1, best.facts()  # from here on the step is done, its validation too
                 watch.tell(at, line)
         except BaseException as error:
-            if keeper is not None and at > start and not isinstance(error, SaveError | RanksDifferError):
+            worth = at > start or isinstance(error, NonFiniteError)  # whose message speaks of a checkpoint
+            if keeper is not None and worth and not isinstance(error, SaveError | RanksDifferError):
+                kept["window"] = watch.window.left(at)
                 keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
             raise
     return state

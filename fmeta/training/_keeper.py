@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from fmeta.core import InputError, choices, prefer
-from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, prune, save_checkpoint
+from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, mend, prune, save_checkpoint
 from fmeta.training._trainer import TrainState
 
 
@@ -30,7 +30,7 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     if resume and not folder.is_dir():
         raise InputError(f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run")
     _check_new(folder, resume)
-    lock = FileLock(folder / ".lock", is_singleton=True)  # this process may take it again
+    lock = lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -46,6 +46,11 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def lock_of(folder: Path) -> BaseFileLock:
+    """The lock of a folder, one for every way to spell it, which the process that holds it may take again."""
+    return FileLock(folder.resolve() / ".lock", is_singleton=True)
 
 
 def _check_new(folder: Path, resume: bool) -> None:
@@ -65,6 +70,7 @@ class Keeper:
         self.resume = resume
         with self._writing("checkpoints"):
             self.folder.mkdir(exist_ok=True)
+            mend(self.folder)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The last checkpoint and its facts. The metrics are cut back to it."""

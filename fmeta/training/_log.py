@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +24,12 @@ class Logger(Protocol):
 
 
 class Window:
-    """The steps since the last log. Their values stay on the device until it is closed."""
+    """The steps since the last line of metrics. Their values stay on the device until it is closed."""
 
-    def __init__(self) -> None:
-        self.infos = list[Info]()
+    def __init__(self, before: Mapping[int, Mapping[str, float]]) -> None:
+        self.before = dict(before)  # steps of this window that an earlier process took
+        self.rows = dict[int, dict[str, Tensor]]()
+        self.closed = 0  # the step of the last line; what it told of goes when the next step comes
         self.tasks, self.flops = 0, 0.0
         self.spent = defaultdict[str, float](float)
         self.began = self.opened = self.last = time.perf_counter()
@@ -38,26 +40,29 @@ class Window:
         self.spent[what] += now - self.last
         self.last = now
 
-    def add(self, info: Info, tasks: int, flops: float) -> None:
-        self.infos.append(info)
+    def add(self, at: int, info: Info, tasks: int, flops: float) -> None:
+        if self.closed in self.rows:
+            self.before.clear()
+            self.rows.clear()
+        self.rows[at] = {
+            "loss": info.loss,
+            **{name: values.mean() for name, values in info.metrics.items()},
+            "gradient_norm": info.gradient_norm,
+            **({"skipped": info.skipped.sum()} if isinstance(info.skipped, Tensor) else {}),
+        }
         self.tasks += tasks
         self.flops += flops
 
     def values(self) -> dict[str, float]:
         """Means over the steps: what a run computes, the same bits every time."""
-        infos, found = self.infos, dict[str, float]()
-        if not infos:
-            return found
-        found["loss"] = _mean([i.loss for i in infos])
-        for name in dict.fromkeys(name for i in infos for name in i.metrics):  # two phases may report different ones
-            found[name] = _mean([i.metrics[name].mean() for i in infos if name in i.metrics])
-        found["gradient_norm"] = _mean([i.gradient_norm for i in infos])
-        if isinstance(infos[0].skipped, Tensor):
-            found["skipped"] = int(torch.stack([i.skipped.sum() for i in infos]).sum())
+        rows, found = list(self._told().values()), dict[str, float]()
+        for name in _names(rows):
+            values = [row[name] for row in rows if name in row]
+            found[name] = int(sum(values)) if name == "skipped" else sum(values) / len(values)
         return found
 
-    def close(self) -> dict[str, float]:
-        """Rates of sampling and step, and shares of the time since the last log; begins anew."""
+    def close(self, at: int) -> dict[str, float]:
+        """Rates of sampling and step, and shares of the time since the last log; begins anew after step `at`."""
         passed = max(self.last - self.opened, 1e-9)
         training = max(self.spent["sampling"] + self.spent["step"], 1e-9)
         found = {
@@ -66,10 +71,28 @@ class Window:
             "time/flop_per_second": self.flops / training,
         }
         found |= {f"time/{what}": round(seconds / passed, 4) for what, seconds in self.spent.items()}
-        self.infos.clear()
         self.spent.clear()
-        self.tasks, self.flops, self.opened = 0, 0.0, self.last
+        self.tasks, self.flops, self.opened, self.closed = 0, 0.0, self.last, at
         return found
+
+    def left(self, at: int) -> dict[int, Mapping[str, float]]:
+        """The steps up to `at` of which no line up to there tells: what a checkpoint within a window must keep."""
+        since = self.closed if self.closed <= at else 0
+        return {step: row for step, row in self._told().items() if since < step <= at}
+
+    def _told(self) -> dict[int, Mapping[str, float]]:
+        found: dict[int, dict[str, float]] = {step: {} for step in self.rows}
+        for name in _names(self.rows.values()):
+            steps = [step for step, row in self.rows.items() if name in row]
+            values = torch.stack([self.rows[step][name] for step in steps])  # one copy from the device
+            for step, value in zip(steps, values.tolist(), strict=True):
+                found[step][name] = value
+        return self.before | found
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Those of all rows: two phases may report different ones."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def learned_rates(meta: Tree) -> dict[str, float]:
@@ -79,7 +102,3 @@ def learned_rates(meta: Tree) -> dict[str, float]:
         return {}
     every = torch.cat([rate.detach().reshape(-1) for rate in rates])
     return {"lr/mean": every.mean().item(), "lr/min": every.min().item(), "lr/max": every.max().item()}
-
-
-def _mean(values: list[Tensor]) -> float:
-    return torch.stack(values).mean().item()

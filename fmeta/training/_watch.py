@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fmeta.core import Info
@@ -45,16 +45,18 @@ class Watch:
         keeper: Keeper | None,
         loggers: Sequence[Logger],
         state: TrainState,
+        facts: Mapping[str, Any],
     ) -> None:
         self.name, self.ranks, self.every, self.validate, self.best = name, ranks, every, validate, best
-        self.keeper, self.loggers, self.window = keeper, loggers, Window()
+        self.keeper, self.loggers = keeper, loggers
+        self.window = Window({int(step): row for step, row in facts.get("window", {}).items()})
         self.validates = ranks.agree(validate is not None, state.step)
         self.stopped = ranks.agree(best.done, state.step)
 
     def __call__(self, at: int, state: TrainState, info: Info, tasks: int, flops: int) -> dict[str, Any]:
         """Looks at the state after step `at`, and keeps it where that is due. Returns what is to be told."""
         if self.ranks.rank == 0:
-            self.window.add(info, tasks, tasks * flops)
+            self.window.add(at, info, tasks, tasks * flops)
         every = self.every
         validating, saving = self.validates and every.due(at, every.validate), every.due(at, every.save)
         if not (validating or saving or every.due(at, every.log)):
@@ -82,7 +84,7 @@ class Watch:
             line |= {f"validation/{name}": value for name, value in figures.items()}
             saving = saving or self.best.since == 0 or self.best.done
             self.window.lap("validation")
-        line |= self.window.close()
+        line |= self.window.close(at)
         if self.keeper is not None:
             self.keeper.log({"step": at, **line})
             if saving:

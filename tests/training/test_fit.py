@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, uniform
-from fmeta.training import _draw, checkpoints, load_checkpoint
+from fmeta.training import _draw, _keeper, checkpoints, claimed, load_checkpoint
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))
@@ -228,26 +228,110 @@ def test_ctrl_c_at_a_log_costs_no_line_of_metrics(tmp_path, reference):
     assert lines_of(tmp_path) == lines_of(reference[0])
 
 
-def test_ctrl_c_between_two_logs_leaves_the_step_it_had_reached(tmp_path, reference):
-    """Here it strikes while a batch is drawn: the blocks are 8 steps long, so the third one begins at step 16."""
-    calls = []
+def interrupted_while_drawing(patch, *steps):
+    """Ctrl-C strikes while the batch after each of these steps is drawn."""
+    real, left = _draw.Batches.draw, list(steps)
 
-    def sample(k, count):
-        calls.append(count)
-        if len(calls) == 4:  # one call measures the size of a batch
+    def draw(self):
+        self.drawn = getattr(self, "drawn", self.begun)
+        if left and self.drawn == left[0]:
+            left.pop(0)
             raise KeyboardInterrupt
-        return SINUSOID(k, count)
+        self.drawn += 1
+        return real(self)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_draw, "_BLOCK_STEPS", 8)
+    def init(self, sample, k, meta_batch, start, part, made=_draw.Batches.__init__):
+        self.begun = start
+        made(self, sample, k, meta_batch, start, part)
+
+    patch.setattr(_draw.Batches, "draw", draw)
+    patch.setattr(_draw.Batches, "__init__", init)
+
+
+def absolute(prediction, y):
+    return (prediction - y).abs().mean(-1)
+
+
+TOLD = fmeta.maml(
+    fmeta.models.mlp([1, 8, 1], torch.tanh),
+    fmeta.mse,
+    optimizer=fmeta.sgd(0.02),
+    steps=1,
+    metrics={"absolute": absolute},
+)
+
+
+@pytest.mark.parametrize("steps", [(1,), (16,), (19,), (23, 24), (31, 36, 39)])
+def test_interrupted_between_two_logs_a_run_ends_with_the_same_bits_and_lines(tmp_path, monkeypatch, steps):
+    """Lines tell of every step once, whichever process took it."""
+    options = {"learner": TOLD, "gradient": {0: fmeta.first_order(), 18: fmeta.unrolled()}, "skip_nonfinite": True}
+    whole = train(tmp_path / "whole", **options)
+    interrupted_while_drawing(monkeypatch, *steps)
+    run = tmp_path / "cut"
+    for step in steps:
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, sample=sample)
-        assert steps_kept(tmp_path) == [16]
-        resumed = train(tmp_path, resume=True)
-        assert same_bits(resumed, train())
+            train(run, resume=run.exists(), **options)
+        assert steps_kept(run) == [step]
+    assert same_bits(train(run, resume=True, **options), whole)
+    assert lines_of(run) == lines_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moment", ["log", "save"])
+def test_interrupted_while_a_line_or_a_checkpoint_is_written_a_run_ends_the_same(
+    tmp_path, monkeypatch, reference, moment
+):
+    """The step of that line is not done yet, so it is done again, and the line is the mean of the same steps."""
+    real, struck = getattr(_keeper.Keeper, moment), []
+
+    def strikes(self, *args, **facts):
+        if not struck and (moment == "save" or args[0]["step"] == 15):
+            struck.append(moment)
+            if moment == "log":
+                real(self, *args, **facts)
+            raise KeyboardInterrupt
+        real(self, *args, **facts)
+
+    monkeypatch.setattr(_keeper.Keeper, moment, strikes)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert steps_kept(tmp_path)[-1] == {"log": 14, "save": 9}[moment]
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert lines_of(tmp_path) == lines_of(reference[0])
+
+
+def test_a_checkpoint_that_was_being_replaced_comes_back_when_the_run_goes_on(tmp_path, reference):
+    """A kill between two renames. Whoever only reads the folder moves nothing in it."""
+    train(tmp_path, iterations=20)
+    folder = tmp_path / "checkpoints"
+    (folder / "00000020").rename(folder / "00000020.old")
+    before = contents(tmp_path)
+    assert checkpoints(folder) == []
+    assert contents(tmp_path) == before
+    (tmp_path / "metrics.jsonl").unlink()  # else what was lost would show in the lines
+    train(tmp_path, iterations=20, resume=True)
+    assert not (tmp_path / "metrics.jsonl").read_text()  # it stood at 20 again, with nothing left to do
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert steps_kept(tmp_path) == [40]
+    assert not any(folder.glob("*.old"))
+
+
+def test_a_process_may_name_the_folder_it_holds_in_another_way(tmp_path, monkeypatch, reference):
+    """As the command line, which holds the folder of a run, may: an absolute path, or a link."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with claimed("run", resume=False):
+        assert same_bits(train(tmp_path / "link"), reference[1])
 
 
 BLOWS_UP = fmeta.sgd(1e30)  # after the first update the loss overflows float32
+
+
+def test_a_first_step_that_is_not_finite_leaves_the_beginning(tmp_path):
+    with pytest.raises(fmeta.NonFiniteError, match="not finite at step 0"):
+        train(tmp_path, learner=_steep(1e30), log_every=1)
+    expected = train(iterations=1, optimizer=fmeta.sgd(0.0))
+    kept = load_checkpoint(tmp_path / "checkpoints" / "00000000", train(iterations=1))
+    assert same_bits(kept.meta, expected.meta)
 
 
 @pytest.mark.parametrize("log_every", [1, 5])

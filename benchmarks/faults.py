@@ -16,6 +16,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from fmeta.training import checkpoints
 STEPS = 160
 SMALL = f"--iterations {STEPS} --save-every 20 --log-every 10 --hidden 64 64 --meta-batch 4 --eval-tasks 10".split()
 SMALL += ["--eval-steps", "0", "1", "--compile", "none", "--outer-schedule", "constant"]
+HEARS = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # Ctrl-C: a background job may not
 
 
 def start(*words, launcher=("-m", "fmeta"), **options):
@@ -100,6 +102,27 @@ def killed(folder, kills=3, seed=0):
         same += final(run) == whole
     assert same == kills, f"{same} of {kills} runs ended with the same bits"
     return f"resumed bit-exact {same} of {kills}; at most {max(lost)} logged steps were done again"
+
+
+def interrupted(folder, times=2, seed=1):
+    """Ctrl-C and SIGTERM, by turns, at random moments of one run after another: not even a step is lost."""
+    whole, generator, same = final(undisturbed(folder)), random.Random(seed), 0
+    for number in range(times):
+        run, asked = folder / f"interrupted-{number}", (signal.SIGINT, signal.SIGTERM)[number % 2]
+        process = start("train", *SMALL, "--run-dir", run, **HEARS)
+        last = 20 * generator.randrange(1, STEPS // 20 - 1)
+        while not (steps_of(run) and steps_of(run)[-1] >= last):
+            assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05 * generator.random())
+        process.send_signal(asked)
+        output = finish(process, 128 + asked)
+        assert "go on with: fmeta train --resume" in output, output
+        told = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        assert told <= steps_of(run)[-1] < STEPS
+        resumed(run)
+        same += final(run) == whole
+    assert same == times, f"{same} of {times} runs ended with the same bits"
+    return f"saved at their step; resumed bit-exact, metrics too, {same} of {times}"
 
 
 def disk_full(folder):
@@ -234,31 +257,65 @@ def _reads_archive(data, content, may_load=False):
     return done.returncode
 
 
-def worker_killed(folder):
-    """One of two processes under torchrun dies; torchrun starts both anew, and they go on from the last checkpoint."""
+def ranks_run(folder, *launches):
+    """Processes of torchrun that train one run, and where each worker leaves its number, so that it can be found."""
     run, log = folder / "ranks", folder / "pids"
     log.mkdir()
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
-    # each process leaves its number, so that it can be found
     (folder / "worker.py").write_text(
         "import os, pathlib, sys\n"
-        f"pathlib.Path({str(log)!r}, os.environ['RANK']).write_text(str(os.getpid()))\n"
+        f"pathlib.Path({str(log)!r}, os.environ['RANK']).write_text(f'{{os.getpid()}} {{os.getppid()}}')\n"
         "from fmeta.cli import main\nsys.exit(main())\n"
     )
-    process = start(folder / "worker.py", "train", *SMALL, "--run-dir", run, launcher=torchrun)
+    torchrun, begun = ("-m", "torch.distributed.run", "--max-restarts", "3"), []
+    for launch in launches:
+        words = (folder / "worker.py", "train", *SMALL, "--run-dir", run)
+        begun.append(start(*words, launcher=(*torchrun, *launch)))
     deadline = time.monotonic() + 200
     while not (steps_of(run) and steps_of(run)[-1] >= 60):
-        assert process.poll() is None, process.stdout.read()
+        for process in begun:
+            assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(int((log / "1").read_text()), signal.SIGKILL)
-    finish(process)
+    return run, log, begun
+
+
+def near_undisturbed(run, folder):
+    """How far the last parameters are from those of one process that was left alone."""
     (state, told, _), (single, told_single, _) = final(run), final(undisturbed(folder))
     assert {line["step"] for line in told} >= {line["step"] for line in told_single}
     ours, theirs = load(state), load(single)
     worst = max(float((ours[n] - t).abs().max() / t.abs().max()) for n, t in theirs.items() if n.startswith("meta"))
     assert worst < 1e-3, worst  # float32, other orders of summation, 160 steps
-    return f"both started anew from the last checkpoint and ended at step {STEPS}; state within {worst:.0e} of one's"
+    return f"state within {worst:.0e} of one process's"
+
+
+def worker_killed(folder):
+    """One of two processes under torchrun dies; torchrun starts both anew, and they go on from the last checkpoint."""
+    run, log, (process,) = ranks_run(folder, ("--standalone", "--nproc-per-node", "2"))
+    worker, _ = (log / "1").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    finish(process)
+    return f"both started anew from the last checkpoint and ended at step {STEPS}; {near_undisturbed(run, folder)}"
+
+
+def node_lost(folder):
+    """One of two nodes, each a torchrun of its own that meets the other by rendezvous, dies with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meet = ("--nnodes", "1:2", "--nproc-per-node", "1", "--local-addr", "127.0.0.1", "--rdzv-id", "two-nodes")
+    meet += ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
+    hosting = [("--rdzv-conf", f"is_host={host},last_call_timeout=5,keep_alive_interval=1") for host in (1, 0)]
+    run, log, (host, guest) = ranks_run(folder, *[(*meet, *conf) for conf in hosting])
+    workers = [file.read_text().split() for file in log.iterdir()]
+    assert {int(agent) for _, agent in workers} == {host.pid, guest.pid}
+    guest.kill()
+    for worker, agent in workers:
+        if int(agent) == guest.pid:
+            os.kill(int(worker), signal.SIGKILL)
+    guest.communicate()
+    finish(host)
+    return f"the other went on from the last checkpoint, alone, to step {STEPS}; {near_undisturbed(run, folder)}"
 
 
 def out_of_memory(folder):
@@ -314,8 +371,7 @@ def bad_task(folder):
 def two_processes(folder):
     """A second process on the folder of a run."""
     run = folder / "run"
-    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background may not
-    first = start("train", *SMALL, "--iterations", 100000, "--run-dir", run, **hears)
+    first = start("train", *SMALL, "--iterations", 100000, "--run-dir", run, **HEARS)
     deadline = time.monotonic() + 200
     while not steps_of(run):
         assert first.poll() is None, first.stdout.read()
@@ -325,7 +381,7 @@ def two_processes(folder):
     assert "another process is training in this folder" in second, second
     assert first.poll() is None
     _interrupt(first)
-    third, reached = start("train", "--resume", "--run-dir", run, **hears), steps_of(run)[-1]
+    third, reached = start("train", "--resume", "--run-dir", run, **HEARS), steps_of(run)[-1]
     while steps_of(run)[-1] < reached + 40:
         assert third.poll() is None, third.stdout.read()
     _interrupt(third)
@@ -339,12 +395,14 @@ def _interrupt(process):
 
 FAULTS = {
     "SIGKILL at random moments, and while a checkpoint is written": killed,
+    "Ctrl-C and SIGTERM at random moments": interrupted,
     "disk full during a checkpoint": disk_full,
     "a run folder that cannot be written": not_writable,
     "a truncated, bit-flipped or foreign checkpoint": damaged_checkpoint,
     "a damaged archive, and one with paths that climb out": damaged_archive,
     "a pickle offered as a checkpoint": pickled_checkpoint,
     "a worker killed under torchrun": worker_killed,
+    "a node lost under torchrun": node_lost,
     "out of memory": out_of_memory,
     "NaN in one task of a meta-batch": bad_task,
     "two processes on one run folder": two_processes,

@@ -23,10 +23,12 @@ def faults(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
+        "interrupted",
         "disk_full",
         "not_writable",
         "pickled_checkpoint",
         "worker_killed",
+        "node_lost",
         pytest.param("out_of_memory", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")),
         "bad_task",
         "two_processes",

@@ -4,7 +4,7 @@ python benchmarks/distributed.py [--steps 60]     writes results/distributed.jso
 
 Each process has one thread; one process is timed beside an idle core, two have a core each (gloo over loopback).
 Strong: the same meta-batch. Weak: the same tasks for each process. The runs are timed by turns, with a warm-up, and the
-median of their steps is kept.
+median of their steps is kept. Before that, five steps in float64 show that two processes end where one does.
 
 The model: a step takes n/N tasks' share of the computation, and an all-reduce of b bytes,
     t(N) = tasks/N · c  +  2 (N − 1)/N · b / B  +  2 (N − 1) · L
@@ -14,7 +14,6 @@ overlapped, and sampling split like the rest.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import torch.distributed as dist
 from _report import write
 
 import fmeta
-from fmeta.core import fold, key
+from fmeta.core import fold, key, uniform
 from fmeta.models import conv4
 from fmeta.tasks import class_data, episodes
 from fmeta.training import Ranks
@@ -39,17 +38,17 @@ TASKS = 8
 LINKS = {"10 Gbit/s Ethernet": (1.25e9, 5e-5), "InfiniBand HDR": (2.5e10, 5e-6), "NVLink 4": (4.5e11, 5e-6)}
 
 
-def work():
+def work(dtype):
     """Finn's Omniglot net, 5-way 1-shot, one inner step, second order; pictures are noise."""
-    learner = fmeta.maml(conv4(5, width=64), fmeta.cross_entropy, optimizer=fmeta.sgd(0.4), steps=1)
-    pictures = class_data({str(i): torch.rand(20, 1, 28, 28) for i in range(40)})
+    learner = fmeta.maml(conv4(5, width=64, dtype=dtype), fmeta.cross_entropy, optimizer=fmeta.sgd(0.4), steps=1)
+    pictures = class_data({str(i): uniform(key(i), (20, 1, 28, 28), dtype=dtype) for i in range(40)})
     return learner, episodes(pictures, ways=5, shots=1, query=1)
 
 
-def measure(tasks, steps):
-    """Seconds of each step of this process, and those of the all-reduce alone."""
+def measure(tasks, steps, dtype):
+    """Seconds of each step of this process, those of the all-reduce alone, and the parameters it ends with."""
     torch.set_num_threads(1)
-    learner, sample = work()
+    learner, sample = work(dtype)
     ranks, run = Ranks.present(), fmeta.execution.plan("none")
     batches = Batches(sample, fold(key(0), 1), tasks, 0, ranks.part(tasks))
     made = Steps(learner, fmeta.adam(1e-3), {0: None}, run, False, ranks, tasks, batches.ahead)
@@ -60,8 +59,8 @@ def measure(tasks, steps):
         batch = batches.draw()
         state, _ = made.at(at, state.meta, batch)(state, batch)
         times.append(time.perf_counter() - begun)
-    size = sum(leaf.numel() for leaf in torch.utils._pytree.tree_leaves(state.meta))
-    return times[3:], 4 * size, _all_reduces(size)
+    parameters = torch.cat([leaf.reshape(-1) for leaf in torch.utils._pytree.tree_leaves(state.meta)])
+    return times[3:], _all_reduces(len(parameters)), parameters
 
 
 def _all_reduces(size):
@@ -75,15 +74,22 @@ def _all_reduces(size):
     return times
 
 
-def timed(count, tasks, steps):
+def timed(count, tasks, steps, dtype="float32"):
     """Rank 0's figures of a run of `count` processes."""
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable]
         if count > 1:
             launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        words = [__file__, "--worker", str(Path(folder, "out.json")), "--tasks", str(tasks), "--steps", str(steps)]
-        subprocess.run([*launch, *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return json.loads(Path(folder, "out.json").read_text())
+        words = [__file__, "--worker", str(Path(folder, "out.pt")), "--tasks", str(tasks), "--steps", str(steps)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*launch, *words, "--dtype", dtype], check=True, env=environment)
+        return torch.load(Path(folder, "out.pt"))
+
+
+def difference(steps=5):
+    """Largest difference of two processes' parameters from one's, over the largest parameter, in float64."""
+    one, two = (timed(count, TASKS, steps, "float64")["parameters"] for count in (1, 2))
+    return float((one - two).abs().max() / one.abs().max())
 
 
 def scaling(steps, rounds=3):
@@ -94,7 +100,7 @@ def scaling(steps, rounds=3):
             found[name].append(timed(*cell, steps))
     medians = {name: statistics.median(t for run in runs for t in run["steps"]) for name, runs in found.items()}
     reduce = statistics.median(t for run in found["strong"] for t in run["all-reduce"])
-    return medians, reduce, found["one"][0]["bytes"]
+    return medians, reduce, 4 * len(found["one"][0]["parameters"])
 
 
 def modelled(task, size):
@@ -111,18 +117,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--tasks", type=int, default=TASKS)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--worker", type=Path)
     options = parser.parse_args()
     if options.worker is not None:
         if "RANK" in os.environ:
             dist.init_process_group()
-        steps, size, reduces = measure(options.tasks, options.steps)
+        times, reduces, parameters = measure(options.tasks, options.steps, getattr(torch, options.dtype))
         if Ranks.present().rank == 0:
-            options.worker.write_text(json.dumps({"steps": steps, "bytes": size, "all-reduce": reduces}))
+            torch.save({"steps": times, "all-reduce": reduces, "parameters": parameters}, options.worker)
         return
+    apart = difference()
+    assert apart < 1e-10, apart
     medians, reduce, size = scaling(options.steps)
     result = {
         "work": f"Omniglot net of 64 channels, 5-way 1-shot, 1 inner step, second order, eager; {TASKS} tasks",
+        "parameters of two from those of one, float64, relative": apart,
         "seconds of a step": medians,
         "bytes of the meta-gradient": size,
         "seconds of an all-reduce": reduce,

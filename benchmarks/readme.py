@@ -189,7 +189,18 @@ def speed_lines():
 
 def long_run_lines():
     """What long runs and many processes do."""
-    soak, ranks, faults = load("soak"), load("distributed"), load("faults")
+    soak, ranks, faults, tuned = load("soak"), load("distributed"), load("faults"), load("tuned")
+    if tuned:
+        facts, means = tuned["protocol"], tuned["means"]
+        rows = tuned["seeds"]
+        apart = "; ".join("{:.3f} ({:.3f} to {:.3f})".format(*row["tuned - default"]) for row in rows)
+        found = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in tuned["best"].items())
+        yield (
+            f"- `fmeta tune sinusoid`, {facts['trials']} trials of {facts['iterations']} meta-steps over both rates "
+            f"and the outer schedule: {found}. Error after one step, {len(rows)} other seeds, {facts['test tasks']} "
+            f"test tasks: default {means['default']:.3f}, tuned {means['tuned']:.3f}; tuned minus default by seed, "
+            f"paired by task, with 95% intervals: {apart}."
+        )
     if soak:
         yield (
             f"- {soak['steps']:,} meta-steps with validation, checkpoints and TensorBoard: memory grew by "
@@ -200,7 +211,8 @@ def long_run_lines():
             f"- Two processes of one thread each ({ranks['work']}): weak efficiency "
             f"{ranks['weak efficiency on 2']:.2f}, "
             f"strong speed-up {ranks['strong speed-up on 2']:.2f}; the meta-gradient is "
-            f"{ranks['bytes of the meta-gradient'] / 1e6:.2f} MB."
+            f"{ranks['bytes of the meta-gradient'] / 1e6:.2f} MB; in float64 they end where one process does, to "
+            f"{ranks['parameters of two from those of one, float64, relative']:.0e}."
         )
     if faults:
         fine = [name for name, outcome in faults["outcomes"].items() if not outcome.startswith(("FAILED", "not run"))]

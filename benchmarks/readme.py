@@ -196,10 +196,10 @@ def long_run_lines():
         apart = "; ".join("{:.3f} ({:.3f} to {:.3f})".format(*row["tuned - default"]) for row in rows)
         found = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in tuned["best"].items())
         yield (
-            f"- `fmeta tune sinusoid`, {facts['trials']} trials of {facts['iterations']} meta-steps over both rates "
-            f"and the outer schedule: {found}. Error after one step, {len(rows)} other seeds, {facts['test tasks']} "
-            f"test tasks: default {means['default']:.3f}, tuned {means['tuned']:.3f}; tuned minus default by seed, "
-            f"paired by task, with 95% intervals: {apart}."
+            f"- `fmeta tune sinusoid`, {facts['trials']} trials of {facts['iterations']} meta-steps over both rates, "
+            f"the outer schedule and the width: {found}. Error after one step, {len(rows)} other seeds, "
+            f"{facts['test tasks']} test tasks: default {means['default']:.3f}, tuned {means['tuned']:.3f}; tuned "
+            f"minus default by seed, paired by task, with 95% intervals: {apart}."
         )
     if soak:
         yield (

@@ -2,9 +2,9 @@
 
 python benchmarks/tuned.py [--trials 25] [--seeds 3]     writes results/tuned.json
 
-`fmeta tune` looks for both rates and the outer schedule on the validation tasks of seed 0, each trial as long as the
-default recipe. Then the default and the best it found are trained anew with seeds that the study never saw, and tested
-on 1,000 tasks, the same for both; their difference is paired by task, with a 95% bootstrap interval.
+`fmeta tune` looks for both rates, the outer schedule and the width on the validation tasks of seed 0, each trial as
+long as the default recipe. Then the default and the best it found are trained anew with seeds that the study never saw,
+and tested on 1,000 tasks, the same for both; their difference is paired by task, with a 95% bootstrap interval.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from fmeta.cli import main as fmeta_command
 from fmeta.cli._trained import LoadOptions, load, measure
 
 TUNED = ["--inner-lr", "0.001:0.1:log", "--outer-lr", "1e-4:1e-2:log", "--outer-schedule", "constant,cosine"]
+TUNED += ["--hidden", "40 40|80 80|120 120"]
 
 
 def command(*words):

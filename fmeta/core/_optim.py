@@ -211,6 +211,7 @@ def per_step(rates: Tree) -> Schedule:
 
 def cosine_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     """floor + (lr − floor)·(1 + cos(π·count/steps))/2, and `floor` after `steps` updates (Loshchilov & Hutter 2017)."""
+    _check_schedule("cosine_decay", lr, floor)
     if steps < 1:
         raise InputError(f"cosine_decay(steps={steps}): expected at least 1")
     return lambda count: floor + (lr - floor) * 0.5 * (1.0 + torch.cos(math.pi * (count / steps).clamp(max=1.0)))
@@ -218,6 +219,7 @@ def cosine_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
 
 def step_decay(lr: float, every: int, factor: float = 0.5) -> Schedule:
     """lr · factor^⌊count/every⌋, as torch's StepLR."""
+    _check_schedule("step_decay", lr)
     if every < 1:
         raise InputError(f"step_decay(every={every}): expected at least 1")
     if not factor > 0:
@@ -227,6 +229,7 @@ def step_decay(lr: float, every: int, factor: float = 0.5) -> Schedule:
 
 def linear_decay(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     """From lr to `floor` in a straight line over `steps` updates, then `floor`: Reptile's outer rate."""
+    _check_schedule("linear_decay", lr, floor)
     if steps < 1:
         raise InputError(f"linear_decay(steps={steps}): expected at least 1")
     return lambda count: lr + (floor - lr) * (count / steps).clamp(max=1.0)
@@ -271,6 +274,12 @@ def _check_rate(call: str, lr: Rate) -> None:
         raise InputError(f"{call}(lr={lr}): expected a finite rate >= 0")
     if _scheduled(lr) and not callable(lr):
         raise InputError(f"{call}(lr={lr!r}): expected a number, a tensor, a tree of tensors, or a schedule")
+
+
+def _check_schedule(call: str, lr: float, floor: float = 0.0) -> None:
+    for name, rate in {"lr": lr, "floor": floor}.items():
+        if isinstance(rate, float | int) and not 0 <= rate < math.inf:
+            raise InputError(f"{call}({name}={rate}): expected a finite rate >= 0")
 
 
 def _check_decay(call: str, **decays: float) -> None:

@@ -29,6 +29,7 @@ from safetensors.torch import load
 
 import fmeta
 from fmeta.training import checkpoints
+from fmeta.training._checkpoint import sealed
 
 STEPS = 160
 SMALL = f"--iterations {STEPS} --save-every 20 --log-every 10 --hidden 64 64 --meta-batch 4 --eval-tasks 10".split()
@@ -174,7 +175,8 @@ def damaged_checkpoint(folder):
         "truncated": {state: good[state][:-100]},
         "a bit flipped": {state: bytes(flipped)},
         "facts cut short": {facts: good[facts][:20]},
-        "a newer format": {facts: good[facts].replace(b'"format": 1', b'"format": 99')},
+        "a bit of the facts flipped": {facts: good[facts].replace(b'"since": 0', b'"since": 1')},
+        "a newer format": {facts: good[facts].replace(b'"format": 2', b'"format": 99')},
         "another recipe's": {p: (other / p.relative_to(run)).read_bytes() for p in (state, facts)},
         "empty": {state: b""},
     }
@@ -205,8 +207,8 @@ def pickled_checkpoint(folder):
     path = run / "checkpoints" / "00000060"
     content = pickle.dumps(_Evil(touched))
     (path / "state.safetensors").write_bytes(content)
-    facts = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(facts | {"sha256": hashlib.sha256(content).hexdigest()}))
+    facts = dict(checkpoints(run / "checkpoints"))[60]
+    (path / "checkpoint.json").write_bytes(sealed(facts | {"sha256": hashlib.sha256(content).hexdigest()}))
     output = finish(start("train", "--resume", "--run-dir", run, "--iterations", STEPS), 2)
     assert "damaged" in output, output
     assert not touched.exists()

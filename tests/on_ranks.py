@@ -53,6 +53,10 @@ def main(folder):
         except fmeta.InputError as error:
             result["other call"] = str(error)
         result["differ"] = _differing(rank)
+        try:
+            train(run_dir=folder / "ranks")
+        except fmeta.InputError as error:
+            result["refused"] = type(error).__name__, str(error)
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

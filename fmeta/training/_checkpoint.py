@@ -1,7 +1,7 @@
 """Checkpoints: one folder of safetensors and JSON, published by one rename, read without pickle.
 
 run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
-                         checkpoint.json      format, step, validation figures, and the SHA-256 of the tensors
+                         checkpoint.json      format, step, validation figures, the SHA-256 of the tensors and of these
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from fmeta.core import InputError, Tree
 from fmeta.core._tree import named_leaves, replace_leaves
+from fmeta.training._validation import score_of
 
-_TENSORS, _FACTS = "state.safetensors", "checkpoint.json"
-_FORMAT = 1  # grows when an older fmeta could no longer read what is written
+_TENSORS, _FACTS, _SEAL = "state.safetensors", "checkpoint.json", "sha256 of these facts"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading damaged facts can raise
+_FORMAT = 2  # grows when an older fmeta could no longer read what is written
 
 
 def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) -> Path:
@@ -39,7 +42,7 @@ def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) ->
     facts = {"format": _FORMAT, "step": step, "sha256": checksum, "torch": str(torch.__version__), **facts}
     try:
         _write(fresh / _TENSORS, content)
-        _write(fresh / _FACTS, json.dumps(facts, indent=1).encode())
+        _write(fresh / _FACTS, sealed(facts))
     except OSError:  # such as a full disk: what is half written would only keep it full
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -80,14 +83,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     cure = f"remove {path} to fall back on an older checkpoint"
     try:
-        facts = json.loads((path / _FACTS).read_text())
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
+        facts = _facts(path)
         content = (path / _TENSORS).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
         return load(content)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (*_DAMAGE, SafetensorError) as error:
         raise InputError(f"load_checkpoint({path}): damaged: {error}; expected a whole checkpoint; {cure}") from error
 
 
@@ -96,36 +97,62 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     found = []
     for path in _published(folder):
         try:
-            facts = json.loads((path / _FACTS).read_text())
-        except (OSError, ValueError):
+            facts = _facts(path)
+        except _DAMAGE:
             facts = {}
-        found.append((int(path.name), facts if isinstance(facts, dict) else {}))
+        found.append((int(path.name), facts))
     return sorted(found, key=lambda pair: pair[0])
 
 
 def best_checkpoint(folder: Path) -> int | None:
-    """The step of the best validation: the lowest finite score of the figure that the newest score is of."""
-    found = [(step, facts) for step, facts in checkpoints(folder) if "score" in facts]
-    scored = [(facts["score"], step) for step, facts in found if facts.get("monitor") == found[-1][1].get("monitor")]
-    return min(((v, s) for v, s in scored if isinstance(v, float) and math.isfinite(v)), default=(0.0, None))[1]
+    """The step of the best validation by the figure that was followed last; None where none is finite."""
+    found = [(step, facts) for step, facts in checkpoints(folder) if "monitor" in facts]
+    if not found:
+        return None
+    spec = found[-1][1]["monitor"]
+    scored = [(score_of(spec, facts["validation"]), step) for step, facts in found if "validation" in facts]
+    return min(((score, step) for score, step in scored if score < math.inf), default=(0.0, None))[1]
 
 
 def mend(folder: Path) -> None:
     """Brings a checkpoint back that was being replaced when its writer was killed. For the one process that writes."""
-    for path in folder.glob("*.old"):
+    for path in _published(folder, ".old"):
         if not path.with_suffix("").exists():
             path.rename(path.with_suffix(""))
 
 
 def prune(folder: Path, keep: set[int]) -> None:
     """Removes every other checkpoint, and what a crash left half written."""
-    for path in [*_published(folder), *folder.glob("*.tmp"), *folder.glob("*.old")]:
-        if path.suffix or int(path.name) not in keep:
+    kept = {f"{step:08d}" for step in keep}
+    for path in _published(folder, "", ".tmp", ".old"):
+        if path.name not in kept:
             shutil.rmtree(path)
 
 
-def _published(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.name.isdecimal()]
+def _published(folder: Path, *suffixes: str) -> list[Path]:
+    """The folders that `save_checkpoint` makes, and no others."""
+    found = [p for p in folder.glob("*") if p.suffix in (suffixes or ("",)) and p.stem.isdecimal() and p.is_dir()]
+    return [path for path in found if path.stem == f"{int(path.stem):08d}"]
+
+
+def sealed(facts: Mapping[str, Any]) -> bytes:
+    """checkpoint.json with a checksum over its own facts."""
+    plain = json.loads(json.dumps(facts))  # as it will be read: numbers as keys become texts, for one
+    return json.dumps({**plain, _SEAL: _checksum(plain)}, indent=1).encode()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Raises one of `_DAMAGE`."""
+    facts = json.loads((path / _FACTS).read_text())
+    if facts["format"] != _FORMAT:
+        raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
+    if facts.pop(_SEAL) != _checksum(facts):
+        raise ValueError(f"the checksum of {_FACTS} differs from the recorded one")
+    return facts
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -106,18 +106,19 @@ def fit(
     trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
     state = trainers[0].init(fold(key, 0))
     with contextlib.ExitStack() as stack:
-        keeper, facts = None, dict[str, Any]()
-        if run_dir is not None and ranks.rank == 0:
-            stack.enter_context(claimed(run_dir, resume))
-            keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
-            state, facts = keeper.restore(state)
-            best.restore(facts)
+        keeper, history = None, list[dict[str, Any]]()
+        with ranks.heeding_first():
+            if run_dir is not None and ranks.rank == 0:
+                stack.enter_context(claimed(run_dir, resume))
+                keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
+                state, history = keeper.restore(state)
+                best.restore(history)
         ranks.check_plan([*every, meta_batch, int(key)], state.step)
         state, kept = ranks.share(state), best.facts()
         at = start = int(state.step)
         batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
         steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
-        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, facts)
+        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, history, skip_nonfinite)
         advice = MemoryAdvice(learner, key.device)
         try:
             while at < iterations and not watch.stopped:

@@ -72,10 +72,10 @@ class Keeper:
             self.folder.mkdir(exist_ok=True)
             mend(self.folder)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The last checkpoint and its facts. The metrics are cut back to it."""
-        found, facts = checkpoints(self.folder), dict[str, Any]()
-        if self.resume and found:
+    def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
+        """The last checkpoint, and the facts of all, oldest first. The metrics are cut back to it."""
+        found = checkpoints(self.folder) if self.resume else []
+        if found:
             step, facts = found[-1]
             state = load_checkpoint(self.folder / f"{step:08d}", state)
             differ = {n: facts.get(n) for n, v in self.identity.items() if facts.get(n) != v}
@@ -92,8 +92,8 @@ class Keeper:
                 prefer(json.loads(self.choices.read_text()))
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= int(state.step)]
         with self._writing("metrics.jsonl"):
-            _write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        return state, facts
+            write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        return state, [facts for _, facts in found]
 
     def log(self, line: dict[str, Any]) -> None:
         with self._writing("metrics.jsonl"), self.metrics.open("a") as file:
@@ -105,7 +105,7 @@ class Keeper:
         if not again and step in dict(checkpoints(self.folder)):
             return
         with self._writing(f"checkpoint {step}"):
-            _write(self.choices, json.dumps(choices(), indent=1) + "\n")
+            write_whole(self.choices, json.dumps(choices(), indent=1) + "\n")
             save_checkpoint(self.folder, state, step, **facts, **self.identity)
             best = best_checkpoint(self.folder)
             prune(self.folder, keep={step} if best is None else {step, best})
@@ -125,9 +125,9 @@ class Keeper:
             ) from error
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    fresh = path.with_suffix(".tmp")
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.tmp")
     try:
         fresh.write_text(text)
         fresh.replace(path)
@@ -139,7 +139,7 @@ def _write(path: Path, text: str) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without what a crash left half written; none where there is no file."""
-    lines = [_parsed(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [_parsed(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
     return [line for line in lines if line]
 
 

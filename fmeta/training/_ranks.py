@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fmeta.core import GradFn, Info, InputError, Learner, MetaGradient, Stage, Task, Tree, fold
+
+
+class FirstRankError(InputError):
+    """Rank 0 could not go on. It says why; the others end with this."""
 
 
 class RanksDifferError(RuntimeError):
@@ -52,6 +57,28 @@ class Ranks:
             for i, piece in zip(places, flat.split([leaves[i].numel() for i in places]), strict=True):
                 sent[i] = piece.view(leaves[i].shape).clone()
         return tree_unflatten(sent, structure)
+
+    def first(self, value: Any) -> Any:
+        """What rank 0 has, anything that can be pickled."""
+        if self.count == 1:
+            return value
+        sent = [value]
+        dist.broadcast_object_list(sent, 0)
+        return sent[0]
+
+    @contextlib.contextmanager
+    def heeding_first(self) -> Iterator[None]:
+        """Where rank 0 fails inside, all fail, so that none waits for it in vain."""
+        problem = None
+        try:
+            yield
+        except Exception as error:
+            problem = error
+        told = self.first(None if problem is None else str(problem))
+        if problem is not None:
+            raise problem
+        if told is not None:
+            raise FirstRankError(told)
 
     def check_plan(self, plan: Sequence[int], like: Tensor) -> None:
         """Raises InputError unless every rank was called with these numbers, so that none waits for another in vain."""

@@ -17,7 +17,8 @@ def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:
         fmeta.fit(..., run_dir="runs/a", loggers=[fmeta.tensorboard("runs/a/tensorboard")])
 
     Numbers become scalars and matplotlib figures images, under their names. The folder is made when the first values
-    come, and what a call brings is on disk when it returns.
+    come, and what a call brings is on disk when it returns. Where events can no longer be written, as on a full disk, a
+    warning says so, and training goes on without them.
 
     Args:
         folder: of one run.
@@ -39,11 +40,14 @@ def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:
     from matplotlib.figure import Figure  # half a second that `import fmeta` need not take
 
     writer: SummaryWriter | None = None
+    broken = False
 
     def log(step: int, values: Mapping[str, Any]) -> None:
-        nonlocal writer
+        nonlocal writer, broken
         figures = {name: value for name, value in values.items() if isinstance(value, Figure)}
         numbers = {name: _number(name, value) for name, value in values.items() if name not in figures}
+        if broken:
+            return
         if writer is None:
             try:
                 writer = SummaryWriter(str(folder), purge_step=since + 1)
@@ -51,11 +55,16 @@ def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:
                 raise InputError(
                     f"tensorboard(folder={str(folder)!r}): {error}; expected a folder that can be written"
                 ) from error
-        for name, number in numbers.items():
-            writer.add_scalar(name, number, step)
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, step, close=False)
-        writer.flush()
+        try:
+            for name, number in numbers.items():
+                writer.add_scalar(name, number, step)
+            for name, figure in figures.items():
+                writer.add_figure(name, figure, step, close=False)
+            writer.flush()
+        except OSError as error:
+            broken = True
+            news = f"tensorboard(folder={str(folder)!r}): {error}; from step {step} on no events are written"
+            warnings.warn(news, stacklevel=2)
 
     return log
 

@@ -45,11 +45,13 @@ class Watch:
         keeper: Keeper | None,
         loggers: Sequence[Logger],
         state: TrainState,
-        facts: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        skips: bool,
     ) -> None:
         self.name, self.ranks, self.every, self.validate, self.best = name, ranks, every, validate, best
-        self.keeper, self.loggers = keeper, loggers
-        self.window = Window({int(step): row for step, row in facts.get("window", {}).items()})
+        self.keeper, self.loggers, self.skips = keeper, loggers, skips
+        before = history[-1].get("window", {}) if history else {}
+        self.window = Window({int(step): row for step, row in before.items()})
         self.validates = ranks.agree(validate is not None, state.step)
         self.stopped = ranks.agree(best.done, state.step)
 
@@ -80,7 +82,8 @@ class Watch:
         line, facts = self.window.values() | learned_rates(state.meta), dict[str, Any]()
         if validating and self.validate is not None:
             figures = figures_of(self.validate(state.meta))
-            facts = {"validation": figures, "score": self.best.add(figures)}
+            self.best.add(figures)
+            facts = {"validation": figures}
             line |= {f"validation/{name}": value for name, value in figures.items()}
             saving = saving or self.best.since == 0 or self.best.done
             self.window.lap("validation")
@@ -95,8 +98,13 @@ class Watch:
     def _bad_news(self, bad: int) -> str:
         folder = self.keeper and self.keeper.folder
         kept = f"the state before it is the last checkpoint in {folder}" if folder else "pass run_dir to keep states"
+        what = "loss, meta-gradient or update"
+        if self.skips:
+            what, skip = f"{what} (of every task, where those were left out)", ""
+        else:
+            skip = "leave such tasks out (skip_nonfinite=True), "
         return (
-            f"fit({self.name}): loss or meta-gradient not finite at step {bad}; its update and all later ones were "
-            f"withheld; {kept}; lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), leave such tasks "
-            "out (skip_nonfinite=True), or look at the tasks of this step"
+            f"fit({self.name}): {what} not finite at step {bad}; its update and all later ones were withheld; {kept}; "
+            f"lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), {skip}or look at the tasks of this "
+            "step"
         )

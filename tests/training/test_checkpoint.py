@@ -15,6 +15,7 @@ import fmeta
 from fmeta.core import key
 from fmeta.core._tree import named_leaves
 from fmeta.training import checkpoints, load_checkpoint, save_checkpoint
+from fmeta.training._checkpoint import prune
 
 
 class Pair(NamedTuple):
@@ -165,6 +166,9 @@ DAMAGE = {
     "no json": lambda p: (p / "checkpoint.json").unlink(),
     "half a json": lambda p: (p / "checkpoint.json").write_text('{"step": 1, "sha'),
     "bytes for json": lambda p: (p / "checkpoint.json").write_bytes(b"\xff\xfe\x00"),
+    "a bit of the facts": lambda p: (p / "checkpoint.json").write_bytes(
+        (p / "checkpoint.json").read_bytes().replace(b'"torch": "2', b'"torch": "3')
+    ),
     "a json list": lambda p: (p / "checkpoint.json").write_text("[1]"),
     "no checksum": lambda p: (p / "checkpoint.json").write_text('{"step": 1}'),
 }
@@ -194,12 +198,34 @@ def test_a_damaged_file_whose_checksum_was_fitted_is_still_an_input_error(tmp_pa
         load_checkpoint(path, state)
 
 
-@pytest.mark.parametrize("damage", ["no json", "half a json", "bytes for json", "a json list"])
+@pytest.mark.parametrize("damage", ["no json", "half a json", "bytes for json", "a bit of the facts", "a json list"])
 def test_a_damaged_checkpoint_is_listed_with_no_facts(tmp_path, damage):
     """`fit` and the command line look facts up in what is listed."""
     path = save_checkpoint(tmp_path, state_of(), 1)
     DAMAGE[damage](path)
     assert checkpoints(tmp_path) == [(1, {})]
+
+
+def test_facts_come_back_as_json_has_them(tmp_path):
+    facts = {"window": {9: {"loss": 0.1}, 10: {"loss": float("inf")}}, "pair": (1, None)}
+    path = save_checkpoint(tmp_path, state_of(), 1, **facts)
+    ((_, found),) = checkpoints(tmp_path)
+    assert found["window"] == {"9": {"loss": 0.1}, "10": {"loss": float("inf")}}
+    assert found["pair"] == [1, None]
+    load_checkpoint(path, state_of())
+
+
+def test_what_is_no_checkpoint_is_neither_listed_nor_removed(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, state_of(), step)
+    others = [tmp_path / name for name in (".tmp", "3", "notes.old", "x", "00000004.tmp")]
+    for folder in others:
+        folder.mkdir()
+    (tmp_path / "x.tmp").write_text("of the user")
+    assert [step for step, _ in checkpoints(tmp_path)] == [1, 2, 3]
+    prune(tmp_path, keep={3})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"00000003", ".tmp", "3", "notes.old", "x", "x.tmp"}  # 00000004.tmp is half a checkpoint
 
 
 def test_a_missing_checkpoint_is_an_input_error(tmp_path):

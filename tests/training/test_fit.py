@@ -148,13 +148,18 @@ def test_resume_in_an_empty_folder_starts_from_the_beginning(tmp_path, reference
 
 @pytest.mark.parametrize(
     "tail",
-    ['{"step": 25, "loss": 9.0, "seconds": 1.0}\n', '{"step": 25, "loss": 9.0, "seconds": 1.0}\n{"step": 3', "\0"],
+    [
+        "binary",
+        '{"step": 25, "loss": 9.0, "seconds": 1.0}\n',
+        '{"step": 25, "loss": 9.0, "seconds": 1.0}\n{"step": 3',
+        "\0",
+    ],
 )
 def test_lines_newer_than_the_checkpoint_and_half_lines_are_cut_off(tmp_path, reference, tail):
     """What a run killed between two checkpoints leaves."""
     train(tmp_path, iterations=20)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(tail)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 25, "loss": \xff\xfe' if tail == "binary" else tail.encode())
     assert same_bits(train(tmp_path, resume=True), reference[1])
     assert lines_of(tmp_path) == lines_of(reference[0])
 
@@ -370,7 +375,13 @@ def test_a_non_finite_step_right_after_a_checkpoint_does_not_erase_its_validatio
     """The kept state is the one of the checkpoint: written again, it must not lose that it is the best."""
     with pytest.raises(fmeta.NonFiniteError):
         train(tmp_path, optimizer=BLOWS_UP, log_every=1, save_every=1, validate=lambda meta: 0.5)
-    assert [(step, f["score"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, 0.5)]
+    assert [(step, f["validation"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, {"loss": 0.5})]
+
+
+def test_a_batch_without_any_good_task_is_not_told_to_leave_tasks_out(tmp_path):
+    with pytest.raises(fmeta.NonFiniteError, match=r"of every task, where those were left out\) not finite") as caught:
+        train(tmp_path, learner=_steep(1e30), skip_nonfinite=True)
+    assert "skip_nonfinite" not in str(caught.value)
 
 
 def test_labels_out_of_range_are_reported_by_name_before_anything_is_trained(tmp_path):

@@ -102,6 +102,13 @@ def test_a_call_that_differs_is_refused_before_anyone_waits(two):
         assert "rank 1 was called with other" in result["other call"]
 
 
+def test_what_rank_0_refuses_ends_all_with_its_reason(two):
+    names, reasons = zip(*(result["refused"] for result in two[1]), strict=True)
+    assert names == ("InputError", "FirstRankError")
+    assert "already holds a run" in reasons[0]
+    assert reasons[0] == reasons[1]
+
+
 def test_ranks_that_differ_stop(two):
     for result in two[1]:
         assert "at step 2 the state of rank 1 differs from that of rank 0" in result["differ"]

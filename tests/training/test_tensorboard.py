@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -117,6 +118,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"file.*expected a folder that can be written"):
         fmeta.tensorboard(tmp_path / "file" / "events")(1, {"loss": 1.0})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
+def test_where_events_can_no_longer_be_written_a_warning_says_so_and_training_goes_on(tmp_path):
+    code = "import resource, signal, sys, fmeta; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); log = fmeta.tensorboard(sys.argv[1])\n"
+    code += "for step in range(100): log(step, {'loss': 1.0})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("on no events are written") == 1
+    assert 1 < len(scalars(tmp_path)["loss"]) < 100
 
 
 WITHOUT = """

@@ -185,6 +185,19 @@ def test_a_start_that_failed_at_once_leaves_the_folder_free(tmp_path):
     assert int(train(tmp_path, iterations=1, validate=lambda meta: 1.0).step) == 1
 
 
+def test_resumed_by_another_figure_the_best_by_that_one_is_kept(tmp_path):
+    """Every checkpoint keeps all figures of its validation, so it can be judged by any."""
+    told = iter([{"accuracy": 0.2, "loss": 3.0}, {"accuracy": 0.9, "loss": 1.0}, {"accuracy": 0.8, "loss": 2.0}])
+    train(tmp_path, 30, save_every=10, validate=lambda meta: next(told), monitor="accuracy", mode="max")
+    assert kept(tmp_path) == [20, 30]
+    losses = iter([1.5, 1.2, 1.1, 1.3])
+    options = {"save_every": 10, "validate": lambda meta: next(losses), "patience": 4}
+    train(tmp_path, 60, resume=True, **options)
+    assert kept(tmp_path) == [20, 60]
+    assert best_checkpoint(tmp_path / "checkpoints") == 20
+    assert int(train(tmp_path, 100, resume=True, **options).step) == 70  # four in a row, none better than at 20
+
+
 def test_scores_of_another_figure_are_not_compared(tmp_path):
     train(tmp_path, iterations=30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
     assert best_checkpoint(tmp_path / "checkpoints") == 20

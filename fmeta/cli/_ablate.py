@@ -147,7 +147,14 @@ def _state(folder: Path, recipe: Recipe) -> str:
         return "new"
     run = open_run(folder)
     check_resume(run, recipe)
-    return "finished" if run.recipe == recipe and (folder / "evaluation.json").exists() else "begun"
+    return "finished" if run.recipe == recipe and _evaluated(folder) else "begun"
+
+
+def _evaluated(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "evaluation.json").read_text()))
+    except (OSError, ValueError):  # none, or a damaged one
+        return False
 
 
 def _figures(folders: Sequence[Path], metric: str) -> Figures:

@@ -29,7 +29,7 @@ from fmeta.cli._tune import tune_command
 from fmeta.core import InputError, fold, nearest
 from fmeta.execution import OutOfMemoryError
 from fmeta.gradients import check_meta_grad
-from fmeta.training import NonFiniteError, RanksDifferError, SaveError
+from fmeta.training import FirstRankError, NonFiniteError, RanksDifferError, SaveError
 
 _USAGE = f"""usage: fmeta COMMAND
 
@@ -108,11 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in commands:
             raise InputError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], commands)}")
         commands[arguments[0]](arguments[1:])
+    except FirstRankError:
+        return 2  # which it has said
     except InputError as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except (NonFiniteError, SaveError, OutOfMemoryError, RanksDifferError) as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except OSError as error:
+        why = f"fmeta: {error}; expected files and folders that can be read and written"
+        errors.print(why, markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130

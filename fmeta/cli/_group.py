@@ -55,7 +55,7 @@ def ended_by_sigterm() -> Iterator[None]:
     Not with NCCL, whose processes wait for lost ones in code that hears nothing: there it ends the process at once.
     """
     main = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    if not main or (dist.is_initialized() and torch.cuda.is_available()):
+    if not main or ("RANK" in os.environ and torch.cuda.is_available()):
         yield
         return
 
@@ -86,12 +86,3 @@ def goes_on(run_dir: Path | None) -> bool:
 
 def _starts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def from_first(ranks: Ranks, value: str) -> str:
-    """What rank 0 has."""
-    if ranks.count == 1:
-        return value
-    sent = [value]
-    dist.broadcast_object_list(sent, 0)
-    return sent[0]

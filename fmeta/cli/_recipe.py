@@ -127,10 +127,13 @@ class Recipe(ABC):
     def where(self) -> torch.device:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            return torch.empty(0, device=auto if self.device == "auto" else self.device).device
+            device = torch.empty(0, device=auto if self.device == "auto" else self.device).device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"recipe(device={self.device!r}): {reason}; expected cpu, cuda or auto") from error
+        if device.type == "meta":
+            raise InputError("recipe(device='meta'): tensors have no values there; expected cpu, cuda or auto")
+        return device
 
     def key(self) -> torch.Tensor:
         return key(self.seed, self.where())

@@ -60,6 +60,11 @@ def report_command(arguments: list[str]) -> None:
     tasks = options.tasks if options.tasks is not None else run.recipe.eval_tasks
     if tasks < 2:
         raise InputError(f"report(tasks={tasks}): expected at least 2, for an interval")
+    out = options.out or options.run / "report.html"
+    if not out.parent.is_dir():
+        raise InputError(
+            f"report(out={str(out)!r}): no folder {str(out.parent)!r}; expected a file in one that is there"
+        )
     trained = result = None
     if options.checkpoint != "last" or checkpoints(run.folder / "checkpoints"):
         trained = load(run.folder, options)
@@ -73,7 +78,6 @@ def report_command(arguments: list[str]) -> None:
     )
     facts = _run_facts(run, moved(run.recipe, options)) | _test_facts(trained, result, min(tasks, _EPISODES))
     page = pages.get_template("report.html").render(facts)
-    out = options.out or run.folder / "report.html"
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -28,6 +28,7 @@ from fmeta.cli._recipe import Recipe, differences
 from fmeta.cli._recipes import recipe_class
 from fmeta.core import InputError
 from fmeta.execution import plan
+from fmeta.training import write_whole
 
 
 class Run(NamedTuple):
@@ -91,9 +92,7 @@ def write_recipe(file: Path, recipe: Recipe, scope: str, **more: Any) -> None:
         **({"launch": launch()} if launch() else {}),
         **more,
     }
-    fresh = file.with_name(f"{file.name}.tmp")
-    fresh.write_text(json.dumps(stored, indent=1) + "\n")
-    fresh.replace(file)
+    write_whole(file, json.dumps(stored, indent=1) + "\n")
 
 
 def check_resume(run: Run, asked: Recipe) -> None:

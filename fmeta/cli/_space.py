@@ -126,6 +126,8 @@ def space_of(call: str, kind: type[Recipe], words: Sequence[str]) -> tuple[list[
             one = words_of(call, kind, field, text)
             parsed = tyro.cli(kind, args=one, prog=f"fmeta {call} {kind.name}", config=(tyro.conf.OmitArgPrefixes,))
             values[text] = getattr(parsed, field)
+        if len(set(values.values())) < len(values):
+            raise InputError(f"{call}({field}={','.join(texts)!r}): a value is given twice; expected different ones")
         space[field] = Choice(values)
     given = [_field(option[0]) for option in options_of(words)[1]]
     for field in space:

@@ -20,6 +20,7 @@ import itertools
 import json
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,9 @@ from fmeta.cli._recipe import Recipe
 from fmeta.cli._run import read_recipe, write_recipe
 from fmeta.cli._space import Space
 from fmeta.core import InputError, fold, key
-from fmeta.training import lock_of
+from fmeta.training import SaveError, lock_of, write_whole
+
+_WAITS = 60.0  # seconds, while another process writes
 
 
 class Trial(NamedTuple):
@@ -122,9 +125,7 @@ class Study(NamedTuple):
                 write_recipe(self.folder / "best.json", recipe, recipe.compile)
             facts = {"recipe": self.recipe.name, "metric": self.recipe.metric()}
             stored = {**facts, "trials": [self._described(trial) for trial in self.trials()]}
-            fresh = self.folder / "trials.json.tmp"
-            fresh.write_text(json.dumps(stored, indent=1) + "\n")
-            fresh.replace(self.folder / "trials.json")
+            write_whole(self.folder / "trials.json", json.dumps(stored, indent=1) + "\n")
 
     def _described(self, trial: Any) -> dict[str, Any]:
         return {
@@ -172,7 +173,7 @@ def open_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            known = known_study(folder, recipe, space, storage)
+            known, storage = known_study(folder, recipe, space, storage), _settled_url(storage)
             name, url = known or (folder.resolve().name, storage or f"sqlite:///{folder.resolve() / 'study.db'}")
             database = _database(url)
             if (name in optuna.get_all_study_names(database)) != bool(known):
@@ -201,6 +202,7 @@ def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None)
     Raises InputError that lists what differs in the one asked for, and where optuna is not installed.
     """
     _optuna()
+    storage = _settled_url(storage)
     if (folder / "recipe.json").exists():
         raise InputError(f"tune(run_dir={str(folder)!r}): the folder holds a run; expected a new one, or a study's")
     file = folder / "study.json"
@@ -226,6 +228,14 @@ def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None)
     return name, kept or f"sqlite:///{folder.resolve() / 'study.db'}"
 
 
+def _settled_url(url: str | None) -> str | None:
+    """The same database, seen from another folder."""
+    prefix, _, path = (url or "").partition("///")
+    if not prefix.startswith("sqlite") or not path or path.startswith((":", "file:")):
+        return url
+    return f"{prefix}///{Path(path).resolve()}"
+
+
 def state_of(trial: Any) -> str:
     """ "finished", "pruned", "failed" (of itself), "broken off" (with its process), "running" or "waiting"."""
     if trial.state.name == "FAIL":
@@ -246,13 +256,23 @@ def _database(url: str) -> Any:
             f"tune(storage={url!r}): it ends with the process; expected a file, such as sqlite:///study.db"
         )
     try:
-        waiting = {"connect_args": {"timeout": 60}} if sqlite else {}  # seconds, while another process writes
+        waiting = {"connect_args": {"timeout": _WAITS}} if sqlite else {}
         return storages.RDBStorage(url, engine_kwargs=waiting)
     except Exception as error:  # what a URL, a driver or a database can raise
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"tune(storage={url!r}): {reason}; expected the URL of a database, such as sqlite:///study.db"
+            f"tune(storage={url!r}): {reason}; expected the URL of a database that answers, such as sqlite:///study.db"
         ) from error
+
+
+@contextlib.contextmanager
+def answering(cure: str) -> Iterator[None]:
+    """Raises SaveError, with the cure, where the storage of a study no longer answers."""
+    try:
+        yield
+    except importlib.import_module("optuna").exceptions.StorageInternalError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise SaveError(f"tune: the storage of the trials failed: {reason}; what it holds is kept; {cure}") from error
 
 
 def _optuna() -> Any:

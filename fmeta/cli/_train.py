@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.cli import _show as show
-from fmeta.cli._group import ended_by_sigterm, from_first, goes_on, process_group
+from fmeta.cli._group import ended_by_sigterm, goes_on, process_group
 from fmeta.cli._recipe import Experiment, Recipe
 from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder, open_run
 from fmeta.cli._trained import Trained, measure
 from fmeta.core import InputError, Tree
 from fmeta.evaluation import evaluate
 from fmeta.execution import compiler_problem
-from fmeta.training import Logger, Ranks, TrainState, checkpoints, claimed, fit, tensorboard
+from fmeta.training import (
+    Logger,
+    Ranks,
+    TrainState,
+    best_checkpoint,
+    checkpoints,
+    claimed,
+    fit,
+    tensorboard,
+    write_whole,
+)
 
 
 def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False, *, events: bool = True) -> Run:
@@ -29,40 +39,47 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
     Raises InputError for choices that do not fit, before the folder is made or changed; NonFiniteError and
     KeyboardInterrupt as `fit`; SystemExit at SIGTERM, after the state was saved.
     """
-    with process_group(run_dir) as ranks:
-        resume = resume or goes_on(run_dir)
-        with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
-            found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
-            since = found[-1][0] if found else 0
-            loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
-            over = f", {ranks.count} processes" if ranks.count > 1 else ""
-            show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
-            with _measurements(), ended_by_sigterm(), show.Bar(show.console, recipe.iterations, since) as bar:
-                try:
+    with ended_by_sigterm():
+        with process_group(run_dir) as ranks:
+            resume = resume or goes_on(run_dir)
+            with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
+                found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
+                since = found[-1][0] if found else 0
+                loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
+                over = f", {ranks.count} processes" if ranks.count > 1 else ""
+                show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
+                with _cured(run.folder), _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
                     state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
-                except (KeyboardInterrupt, SystemExit):
-                    show.say(f"interrupted; go on with: fmeta train --resume --run-dir {run.folder}")
-                    raise
-    if ranks.rank == 0:
-        _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
+        if ranks.rank == 0:
+            with _cured(run.folder):
+                _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
     return run
+
+
+@contextlib.contextmanager
+def _cured(folder: Path) -> Iterator[None]:
+    """Says how to go on after an interruption."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        show.say(f"interrupted; go on with: fmeta train --resume --run-dir {folder}")
+        raise
 
 
 @contextlib.contextmanager
 def _opened(recipe: Recipe, run_dir: Path | None, resume: bool, ranks: Ranks) -> Iterator[tuple[Run, Experiment]]:
     """The run, made or changed by the process of rank 0, which holds its folder."""
-    old = open_run(run_dir) if resume and run_dir is not None else None
-    if old is not None:
-        check_resume(old, recipe)
-    experiment = recipe.experiment()  # before the folder: bad choices leave none behind
-    scope = scope_here(recipe) if old is None else old.scope
-    folder = run_dir or new_folder(recipe)
-    if ranks.rank > 0:
-        yield Run(folder, recipe, from_first(ranks, scope)), experiment
-        return
-    with claimed(folder, resume):
-        run = create_run(recipe, scope, folder) if old is None else change_run(old, recipe)
-        yield run._replace(scope=from_first(ranks, run.scope)), experiment
+    with contextlib.ExitStack() as stack:
+        with ranks.heeding_first():
+            old = open_run(run_dir) if resume and run_dir is not None else None
+            if old is not None:
+                check_resume(old, recipe)
+            experiment = recipe.experiment()  # before the folder: bad choices leave none behind
+            run = Run(run_dir or new_folder(recipe), recipe, scope_here(recipe) if old is None else old.scope)
+            if ranks.rank == 0:
+                stack.enter_context(claimed(run.folder, resume))
+                run = create_run(recipe, run.scope, run.folder) if old is None else change_run(old, recipe)
+        yield run._replace(scope=ranks.first(run.scope)), experiment
 
 
 def fit_run(run: Run, experiment: Experiment, **options: Any) -> TrainState:
@@ -110,8 +127,15 @@ def _events(folder: Path, since: int) -> list[Logger]:
 
 def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None:
     recipe = trained.recipe
+    if trained.step < recipe.iterations:
+        best = best_checkpoint(folder / "checkpoints")
+        show.say(
+            f"stopped at step {trained.step}: {recipe.patience} validations in a row were no better by "
+            f"{recipe.monitor}; tested is that step; the best, {best}, by fmeta evaluate {folder} --checkpoint best"
+        )
     result, metric = measure(trained, recipe.eval_tasks), recipe.metric()
-    (folder / "evaluation.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
+    show.console.print(show.evaluation_table(result, metric))
+    write_whole(folder / "evaluation.json", json.dumps(result.summary(), indent=1) + "\n")
     if metric == "loss":
         steps = max(1, *recipe.eval_steps)
         figure = show.plot_regression(trained.learner, trained.meta, recipe.test_tasks(3), steps)
@@ -121,7 +145,6 @@ def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None
     figure.savefig(plot, dpi=110)
     for log in loggers:
         log(trained.step, {"adaptation": figure})
-    show.console.print(show.evaluation_table(result, metric))
     show.say(f"plot: {plot}")
 
 

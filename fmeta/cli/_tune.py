@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import math
 import multiprocessing
+import os
 import shlex
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,19 +26,23 @@ from rich.table import Table
 from torch.utils._pytree import tree_leaves
 
 from fmeta.cli import _show as show
+from fmeta.cli._group import ended_by_sigterm
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import recipe_class
 from fmeta.cli._run import create_run
 from fmeta.cli._space import Range, Space, options_of, space_of
-from fmeta.cli._study import Study, Trial, known_study, open_study, state_of
+from fmeta.cli._study import Study, Trial, answering, known_study, open_study, state_of
 from fmeta.cli._train import fit_run, scope_here
 from fmeta.core import InputError, check_counts
 from fmeta.execution import OutOfMemoryError
-from fmeta.training import NonFiniteError
+from fmeta.training import NonFiniteError, SaveError
 
 _VALIDATIONS = 10  # of a trial, each a chance to prune it
 _SHOWN = 5  # trials of the table
 _FEWEST = 4  # trials that the importance of a field can be read from
+_NOT_TUNED = (
+    "log_every", "save_every", "validate_every", "validation_tasks", "monitor", "eval_tasks", "eval_steps",
+)  # fmt: skip
 _REPLACED = ("--run-dir", "--run_dir", "--trials")  # in the command to go on with
 
 
@@ -98,16 +104,18 @@ def tune_command(name: str, arguments: list[str]) -> None:
     show.say(f"{recipe.name}: {', '.join(f'{field} {values}' for field, values in space.items())}; study in {folder}")
     given = [word for option in options_of(arguments)[1] if option[0] not in _REPLACED for word in option]
     command = shlex.join(["fmeta", "tune", recipe.name, *given, "--run-dir", str(folder), "--trials"])
+    go_on = f"go on with: {command} {options.trials}"
     try:
-        with _workers(study, options) as others:
-            _work(study, options)
-            for process in others:
-                process.join()
-        _work(study, options)  # what a process that died has left
-    except KeyboardInterrupt:
-        show.say(f"interrupted; go on with: {command} {options.trials}")
+        with ended_by_sigterm(), answering(f"{study.folder}: {go_on}"):
+            with _workers(study, options) as others:
+                _work(study, options)
+                for process in others:
+                    process.join()
+            _work(study, options)  # what a process that died has left
+            _conclude(study, options, command)
+    except (KeyboardInterrupt, SystemExit):
+        show.say(f"interrupted; {go_on}")
         raise
-    _conclude(study, options, command)
 
 
 def _parse(name: str, words: list[str]) -> tuple[TuneOptions, Recipe, Space]:
@@ -135,7 +143,14 @@ def _usual_space(recipe: Recipe) -> Space:
 
 
 def _check_space(recipe: Recipe, space: Space) -> None:
-    """Raises InputError for a field that changes the validation tasks, and where neither end of the space fits."""
+    """Raises InputError for a field that changes no trial or the validation tasks, and where neither end of the space
+    fits."""
+    for field in space:
+        if field in _NOT_TUNED:
+            raise InputError(
+                f"tune({field}={str(space[field])!r}): it changes how a trial is judged or kept, not what it learns; "
+                "expected one value"
+            )
     ends = {field: [values.value(end) for end in values.grid(2)] for field, values in space.items()}
     first, last = ({field: values[at] for field, values in ends.items()} for at in (0, -1))
     try:
@@ -178,8 +193,20 @@ def _workers(study: Study, options: TuneOptions) -> Iterator[list[SpawnProcess]]
 
 
 def _worker(folder: Path, recipe: Recipe, space: Space, options: TuneOptions) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
-        _work(open_study(folder, recipe, space, options.storage), options)
+        try:
+            with answering("the first process goes on with what this one leaves"):
+                _work(open_study(folder, recipe, space, options.storage), options)
+        except SaveError as error:
+            show.say(str(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # also where it was killed
+    os._exit(1)
 
 
 def _work(study: Study, options: TuneOptions) -> None:
@@ -204,7 +231,7 @@ def _train(study: Study, trial: Trial) -> str:
             experiment,
             monitor=experiment.metric,
             mode="min" if study.minimises else "max",
-            validate_every=max(1, recipe.iterations // _VALIDATIONS),
+            validate_every=recipe.validate_every or max(1, recipe.iterations // _VALIDATIONS),
             loggers=[follow],
         )
     except _Pruned as reason:

@@ -57,6 +57,16 @@ def test_every_combination_is_trained_over_all_seeds(ablation):
         assert min(image.size) > 200
 
 
+def test_a_run_whose_evaluation_is_damaged_is_evaluated_again(tmp_path):
+    command = ["ablate", "sinusoid", "--hidden", "4", *TINY, "--seeds", "1", "--run-dir", str(tmp_path)]
+    assert main(command) == 0
+    evaluation, table = next(tmp_path.rglob("evaluation.json")), tmp_path / "ablation.json"
+    whole, told = evaluation.read_text(), table.read_text()
+    evaluation.write_text(whole[:-50])
+    assert main(command) == 0
+    assert (evaluation.read_text(), table.read_text()) == (whole, told)
+
+
 def test_intervals_are_over_seeds_and_over_tasks(ablation):
     """Student's t with one degree of freedom; the errors of independent tasks add in squares."""
     for combination in json.loads((ablation / "ablation.json").read_text())["combinations"]:

@@ -14,7 +14,7 @@ from helpers import lines_of
 from PIL import Image
 
 import fmeta
-from fmeta.cli import _show, main
+from fmeta.cli import _show, _train, main
 from fmeta.cli._recipes import Sinusoid
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
@@ -289,13 +289,16 @@ def test_a_run_that_was_moved_goes_on_with_the_same_bits(tmp_path):
     assert state_bytes(tmp_path / "there", 4) == state_bytes(tmp_path / "whole", 4)
 
 
-def test_patience_and_the_interval_of_validation_are_options(tmp_path):
+def test_patience_and_the_interval_of_validation_are_options(tmp_path, capfd):
     """At a rate of almost 0 the second validation is no better than the first."""
     options = ["--iterations", "40", "--outer-lr", "1e-30", "--validate-every", "3", "--patience", "2"]
     assert main(["train", *TINY, *options, "--run-dir", str(tmp_path / "run")]) == 0
     found = [line["step"] for line in lines_of(tmp_path / "run") if "validation/loss" in line]
     assert found == [3, 6, 9]
     assert max(step for step, _ in fmeta.training.checkpoints(tmp_path / "run" / "checkpoints")) == 9
+    said = capfd.readouterr().out
+    assert "stopped at step 9: 2 validations in a row were no better by loss" in said
+    assert f"the best, 3, by fmeta evaluate {tmp_path / 'run'} --checkpoint best" in said
 
 
 @pytest.mark.parametrize(
@@ -309,6 +312,29 @@ def test_patience_and_the_interval_of_validation_are_options(tmp_path):
 def test_bad_options_of_validation_are_refused_before_a_folder_is_made(fails, tmp_path, options, message):
     assert message in fails("train", *TINY, *options, "--run-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "tune", "ablate"])
+def test_a_folder_that_no_system_takes_is_one_line(fails, tmp_path, command):
+    folder = tmp_path / ("x" * 300)
+    assert "File name too long" in fails(command, "sinusoid", *TINY, "--run-dir", folder, status=1)
+
+
+def test_a_device_without_values_is_refused_before_a_folder_is_made(fails, tmp_path):
+    assert "expected cpu, cuda or auto" in fails("train", *TINY, "--device", "meta", "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interruption_of_the_test_says_how_to_repeat_it(trained, tmp_path, capfd, monkeypatch):
+    def interrupts(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_train, "measure", interrupts)
+        assert main(["train", *TINY, "--run-dir", str(tmp_path / "run")]) == 130
+    command = re.search(r"go on with: fmeta (.*)", capfd.readouterr().out).group(1)
+    assert main(command.split()) == 0
+    assert (tmp_path / "run" / "evaluation.json").read_text() == (trained / "evaluation.json").read_text()
 
 
 def test_torchrun_needs_a_run_folder(fails, monkeypatch):

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import lines_of
@@ -181,6 +183,81 @@ def test_after_a_kill_the_broken_trial_is_begun_again_and_the_number_reached(tmp
     assert sorted(trial["fields"]["inner_lr"] for trial in ended) == [0.001, 0.002, 0.003, 0.004, 0.005, 1.0]
 
 
+def alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children_of(number):
+    """Those that run this Python's trials; multiprocessing has one more that keeps track of resources."""
+    found = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    return [int(n) for n in found if "spawn_main" in Path(f"/proc/{n}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_first_process(tmp_path, asked):
+    folder = tmp_path / "study"
+    process = begin(
+        *QUICK[:-4], "--iterations", "100000", "--inner-lr", "0.001:1:log", "--workers", "2", "--run-dir", folder
+    )
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob("trial-*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children_of(process.pid)
+    assert len(workers) == 1
+    process.send_signal(asked)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}[asked], output
+    assert asked == signal.SIGKILL or "interrupted; go on with: fmeta tune sinusoid" in output
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+def test_a_storage_that_no_longer_answers_ends_the_study_with_its_reason(tmp_path, monkeypatch, capfd):
+    """Another process holds the database for longer than anyone waits."""
+    folder, command = tmp_path / "study", [*QUICK, "--trials", "2", "--run-dir", str(tmp_path / "study")]
+    held = []
+
+    def locks(self, step, values):
+        if not held:
+            held.append(sqlite3.connect(folder / "study.db", isolation_level=None))
+            held[0].execute("begin exclusive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_tune._Follow, "__call__", locks)
+        patch.setattr(_study, "_WAITS", 0.2)
+        assert main(command) == 1
+    held[0].close()
+    err = capfd.readouterr().err
+    assert "tune: the storage of the trials failed: (sqlite3.OperationalError) database is locked" in err
+    assert "go on with: fmeta tune sinusoid" in err
+    assert "Traceback" not in err
+    assert main(command) == 0
+    assert states(folder) == ["broken off", "finished", "finished"]
+
+
+def test_a_relative_storage_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = ["--storage", "sqlite:///trials.db", "--run-dir"]
+    assert main([*QUICK, "--trials", "1", *options, "study"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main([*QUICK, "--trials", "2", "--run-dir", "../study"]) == 0
+    assert states(tmp_path / "study") == ["finished"] * 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_trials_are_validated_when_it_is_asked(tmp_path):
+    folder = tmp_path / "study"
+    assert main([*QUICK, "--iterations", "20", "--validate-every", "8", "--trials", "1", "--run-dir", str(folder)]) == 0
+    lines = lines_of(folder / "trial-0000")
+    assert [line["step"] for line in lines if "validation/loss" in line] == [8, 16, 20]
+
+
 def test_ctrl_c_says_how_to_go_on_and_the_trial_is_not_counted(tmp_path, monkeypatch, capfd):
     real, calls = _tune._Follow.__call__, []
 
@@ -204,7 +281,7 @@ def test_a_trial_that_diverges_or_does_not_fit_fails_with_its_message_and_the_st
     assert main(["tune", *TINY, "--iterations", "3", *options, "--sampler", "grid", "--run-dir", str(folder)]) == 0
     found = {(t["fields"]["inner_lr"], t["fields"]["inner_steps"]): t for t in trials_of(folder)}
     assert found[0.01, 2]["state"] == "finished"
-    assert "fit(maml): loss or meta-gradient not finite" in found[1e30, 2]["error"]
+    assert "fit(maml): loss, meta-gradient or update not finite" in found[1e30, 2]["error"]
     assert all("truncated(last=2): maml takes 1 inner steps" in found[rate, 1]["error"] for rate in (0.01, 1e30))
     assert all(found[key]["state"] == "failed" for key in ((1e30, 2), (0.01, 1), (1e30, 1)))
     assert json.loads((folder / "best.json").read_text())["fields"]["inner_lr"] == 0.01
@@ -313,6 +390,8 @@ def test_the_grid_of_a_range_rises_from_end_to_end(points, low, width, log, whol
         (["--hidden", "4:8"], "tune(hidden='4:8'): it is no field of one number"),
         (["--hidden", "4,8"], "tune(hidden='4,8'): each value is several numbers"),
         (["--inner-lr", "0.1,0.1"], "tune(inner_lr='0.1,0.1'): a value is given twice"),
+        (["--inner-lr", "0.1,0.10"], "tune(inner_lr='0.1,0.10'): a value is given twice"),
+        (["--validation-tasks", "5,200"], "tune(validation_tasks='5|200'): it changes how a trial is judged"),
         (["--inner-lr", "0.1:1", "--inner-lr", "0.1"], "tune(inner_lr): it is given twice"),
         (["--inner-lr", ","], "tune(inner_lr=','): no values"),
         (["--multi-step", "yes,no"], "tune(multi_step='yes'): expected true or false"),
@@ -369,8 +448,8 @@ def test_a_study_that_differs_is_refused_by_what_differs(study, fails):
     assert "iterations: 20 in the study, 30 asked for" in fails(*GRID, "--iterations", "30", *command)
     assert "clip: None in" not in (message := fails(*RATES, "--clip", "1:2", *command))
     assert "clip: 0.0 in the study, '1.0:2.0' asked for" in message
-    assert "storage: None in the study, 'sqlite:///x.db' asked for" in fails(
-        *RATES, *command, "--storage", "sqlite:///x.db"
+    assert "storage: None in the study, 'sqlite:////x.db' asked for" in fails(
+        *RATES, *command, "--storage", "sqlite:////x.db"
     )
     assert len(trials_of(study)) == 6
 

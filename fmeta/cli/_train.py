@@ -48,16 +48,16 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
                 loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
                 over = f", {ranks.count} processes" if ranks.count > 1 else ""
                 show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
-                with _cured(run.folder), _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
+                with _resumable(run.folder), _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
                     state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
         if ranks.rank == 0:
-            with _cured(run.folder):
+            with _resumable(run.folder):
                 _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
     return run
 
 
 @contextlib.contextmanager
-def _cured(folder: Path) -> Iterator[None]:
+def _resumable(folder: Path) -> Iterator[None]:
     """Says how to go on after an interruption."""
     try:
         yield

@@ -55,8 +55,13 @@ def main(folder):
         result["differ"] = _differing(rank)
         try:
             train(run_dir=folder / "ranks")
-        except fmeta.InputError as error:
+        except (fmeta.InputError, fmeta.training.OtherRankError) as error:
             result["refused"] = type(error).__name__, str(error)
+        try:
+            with fmeta.training.Ranks.present().together(torch.device("cpu")):
+                assert rank == 0, "no data on this node"
+        except (AssertionError, fmeta.training.OtherRankError) as error:
+            result["failed"] = type(error).__name__, str(error)
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

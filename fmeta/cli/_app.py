@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from fmeta.cli._tune import tune_command
 from fmeta.core import InputError, fold, nearest
 from fmeta.execution import OutOfMemoryError
 from fmeta.gradients import check_meta_grad
-from fmeta.training import FirstRankError, NonFiniteError, RanksDifferError, SaveError
+from fmeta.training import NonFiniteError, OtherRankError, RanksDifferError, SaveError
 
 _USAGE = f"""usage: fmeta COMMAND
 
@@ -84,7 +85,7 @@ class EvaluateOptions(LoadOptions):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 where training broke off, 2 for bad input, 130 for Ctrl-C.
 
-    SIGTERM ends training as Ctrl-C does, with status 143, and every other command at once.
+    SIGTERM ends training and `tune` as Ctrl-C does, with status 143, and every other command at once.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
@@ -108,13 +109,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in commands:
             raise InputError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], commands)}")
         commands[arguments[0]](arguments[1:])
-    except FirstRankError:
-        return 2  # which it has said
+    except OtherRankError:
+        return 1  # it has said why
     except InputError as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except (NonFiniteError, SaveError, OutOfMemoryError, RanksDifferError) as error:
         errors.print(f"fmeta: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except BrokenPipeError:  # whoever reads the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         why = f"fmeta: {error}; expected files and folders that can be read and written"

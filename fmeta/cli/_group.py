@@ -59,14 +59,23 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+    asked = SystemExit(128 + signal.SIGTERM)
 
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off what the first began
+        heard.append(number)
+        raise asked
+
+    heard = list[int]()
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if heard:  # it struck in code that makes another error of it
+            raise asked from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def launch() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,30 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
     Raises InputError for choices that do not fit, before the folder is made or changed; NonFiniteError and
     KeyboardInterrupt as `fit`; SystemExit at SIGTERM, after the state was saved.
     """
-    with ended_by_sigterm():
-        with process_group(run_dir) as ranks:
-            resume = resume or goes_on(run_dir)
-            with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
-                found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
-                since = found[-1][0] if found else 0
-                loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
-                over = f", {ranks.count} processes" if ranks.count > 1 else ""
-                show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
-                with _resumable(run.folder), _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
-                    state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
-        if ranks.rank == 0:
-            with _resumable(run.folder):
-                _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
+    with process_group(run_dir) as ranks:
+        resume = resume or goes_on(run_dir)
+        with _opened(recipe, run_dir, resume, ranks) as (run, experiment):
+            found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
+            since = found[-1][0] if found else 0
+            loggers = _events(run.folder, since) if events and ranks.rank == 0 else []
+            over = f", {ranks.count} processes" if ranks.count > 1 else ""
+            show.say(f"{recipe.name}: {recipe.learner}, compile {run.scope}{over}, run folder {run.folder}")
+            with _resumable(run.folder), _measurements(), show.Bar(show.console, recipe.iterations, since) as bar:
+                state = fit_run(run, experiment, resume=resume, loggers=[bar, *loggers])
+    if ranks.rank == 0:
+        with _resumable(run.folder):
+            _conclude(run.folder, Trained(recipe, experiment.learner, state.meta, int(state.step)), loggers)
     return run
 
 
 @contextlib.contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Says how to go on after an interruption."""
+    """Says how to go on after Ctrl-C or SIGTERM."""
     try:
-        yield
+        with ended_by_sigterm():
+            yield
     except (KeyboardInterrupt, SystemExit):
-        show.say(f"interrupted; go on with: fmeta train --resume --run-dir {folder}")
+        show.say(f"interrupted; go on with: fmeta train --resume --run-dir {shlex.quote(str(folder))}")
         raise
 
 
@@ -70,16 +71,18 @@ def _resumable(folder: Path) -> Iterator[None]:
 def _opened(recipe: Recipe, run_dir: Path | None, resume: bool, ranks: Ranks) -> Iterator[tuple[Run, Experiment]]:
     """The run, made or changed by the process of rank 0, which holds its folder."""
     with contextlib.ExitStack() as stack:
-        with ranks.heeding_first():
+        device = recipe.where()
+        with ranks.together(device):
             old = open_run(run_dir) if resume and run_dir is not None else None
             if old is not None:
                 check_resume(old, recipe)
             experiment = recipe.experiment()  # before the folder: bad choices leave none behind
             run = Run(run_dir or new_folder(recipe), recipe, scope_here(recipe) if old is None else old.scope)
+        with ranks.together(device):
             if ranks.rank == 0:
                 stack.enter_context(claimed(run.folder, resume))
                 run = create_run(recipe, run.scope, run.folder) if old is None else change_run(old, recipe)
-        yield run._replace(scope=ranks.first(run.scope)), experiment
+        yield run._replace(scope=ranks.one(run.scope)), experiment
 
 
 def fit_run(run: Run, experiment: Experiment, **options: Any) -> TrainState:
@@ -129,9 +132,11 @@ def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None
     recipe = trained.recipe
     if trained.step < recipe.iterations:
         best = best_checkpoint(folder / "checkpoints")
+        command = f"fmeta evaluate {shlex.quote(str(folder))} --checkpoint best"
+        other = "" if best is None else f"; the best, {best}, by {command}"
         show.say(
             f"stopped at step {trained.step}: {recipe.patience} validations in a row were no better by "
-            f"{recipe.monitor}; tested is that step; the best, {best}, by fmeta evaluate {folder} --checkpoint best"
+            f"{recipe.monitor}; tested is that step{other}"
         )
     result, metric = measure(trained, recipe.eval_tasks), recipe.metric()
     show.console.print(show.evaluation_table(result, metric))

@@ -105,12 +105,9 @@ def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def best_checkpoint(folder: Path) -> int | None:
-    """The step of the best validation by the figure that was followed last; None where none is finite."""
-    found = [(step, facts) for step, facts in checkpoints(folder) if "monitor" in facts]
-    if not found:
-        return None
-    spec = found[-1][1]["monitor"]
-    scored = [(score_of(spec, facts["validation"]), step) for step, facts in found if "validation" in facts]
+    """The step of the best validation, by the figure that the last one was judged by; None where none is finite."""
+    found = [(step, facts) for step, facts in checkpoints(folder) if {"validation", "monitor"} <= facts.keys()]
+    scored = [(score_of(found[-1][1]["monitor"], facts["validation"]), step) for step, facts in found]
     return min(((score, step) for score, step in scored if score < math.inf), default=(0.0, None))[1]
 
 

@@ -107,7 +107,7 @@ def fit(
     state = trainers[0].init(fold(key, 0))
     with contextlib.ExitStack() as stack:
         keeper, history = None, list[dict[str, Any]]()
-        with ranks.heeding_first():
+        with ranks.together(key.device):
             if run_dir is not None and ranks.rank == 0:
                 stack.enter_context(claimed(run_dir, resume))
                 keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
@@ -132,7 +132,7 @@ def fit(
         except BaseException as error:
             worth = at > start or isinstance(error, NonFiniteError)  # whose message speaks of a checkpoint
             if keeper is not None and worth and not isinstance(error, SaveError | RanksDifferError):
-                kept["window"] = watch.window.left(at)
+                kept["window"] = watch.window.left(int(state.step))
                 keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
             raise
     return state

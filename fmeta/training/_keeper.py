@@ -42,6 +42,7 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"fit(run_dir={str(run_dir)!r}): {error}; expected a folder that can be written") from error
     try:
+        mend(folder / "checkpoints")
         _check_new(folder, resume)  # again: another may have been faster
         yield
     finally:
@@ -70,7 +71,6 @@ class Keeper:
         self.resume = resume
         with self._writing("checkpoints"):
             self.folder.mkdir(exist_ok=True)
-            mend(self.folder)
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
         """The last checkpoint, and the facts of all, oldest first. The metrics are cut back to it."""

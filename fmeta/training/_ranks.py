@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from fmeta.core import GradFn, Info, InputError, Learner, MetaGradient, Stage, Task, Tree, fold
 
 
-class FirstRankError(InputError):
-    """Rank 0 could not go on. It says why; the others end with this."""
+class OtherRankError(RuntimeError):
+    """Another rank could not go on, for the reason in the message, which it has told itself."""
 
 
 class RanksDifferError(RuntimeError):
@@ -58,27 +58,30 @@ class Ranks:
                 sent[i] = piece.view(leaves[i].shape).clone()
         return tree_unflatten(sent, structure)
 
-    def first(self, value: Any) -> Any:
-        """What rank 0 has, anything that can be pickled."""
+    def one(self, value: Any, rank: int = 0, device: torch.device | None = None) -> Any:
+        """What one of the ranks has, anything that can be pickled. `device`: that they talk through, or its own."""
         if self.count == 1:
             return value
         sent = [value]
-        dist.broadcast_object_list(sent, 0)
+        dist.broadcast_object_list(sent, rank, device=device)
         return sent[0]
 
     @contextlib.contextmanager
-    def heeding_first(self) -> Iterator[None]:
-        """Where rank 0 fails inside, all fail, so that none waits for it in vain."""
+    def together(self, device: torch.device) -> Iterator[None]:
+        """Where one rank fails inside, all do, so that none waits for it in vain: it with its error, the others with an
+        OtherRankError."""
         problem = None
         try:
             yield
         except Exception as error:
             problem = error
-        told = self.first(None if problem is None else str(problem))
+        failed = self._of_each(torch.tensor(problem is not None, device=device))
+        culprit = next((rank for rank, bad in enumerate(failed) if bad), None)
+        told = None if culprit is None else self.one(str(problem), culprit, device)
         if problem is not None:
             raise problem
-        if told is not None:
-            raise FirstRankError(told)
+        if culprit is not None:
+            raise OtherRankError(f"rank {culprit}: {told}")
 
     def check_plan(self, plan: Sequence[int], like: Tensor) -> None:
         """Raises InputError unless every rank was called with these numbers, so that none waits for another in vain."""
@@ -103,12 +106,16 @@ class Ranks:
                 "and look for hardware or library versions that differ"
             )
 
-    def _unlike_first(self, own: Tensor) -> list[int]:
-        """The ranks whose tensor is not that of rank 0; every rank finds the same."""
+    def _of_each(self, own: Tensor) -> list[Tensor]:
         if self.count == 1:
-            return []
+            return [own]
         every = [torch.empty_like(own) for _ in range(self.count)]
         dist.all_gather(every, own)
+        return every
+
+    def _unlike_first(self, own: Tensor) -> list[int]:
+        """The ranks whose tensor is not that of rank 0; every rank finds the same."""
+        every = self._of_each(own)
         return [rank for rank, other in enumerate(every) if not torch.equal(other, every[0])]
 
 

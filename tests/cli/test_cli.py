@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import fmeta
 from fmeta.cli import _show, _train, main
+from fmeta.cli._group import ended_by_sigterm
 from fmeta.cli._recipes import Sinusoid
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
@@ -335,6 +337,32 @@ def test_an_interruption_of_the_test_says_how_to_repeat_it(trained, tmp_path, ca
     command = re.search(r"go on with: fmeta (.*)", capfd.readouterr().out).group(1)
     assert main(command.split()) == 0
     assert (tmp_path / "run" / "evaluation.json").read_text() == (trained / "evaluation.json").read_text()
+
+
+def test_sigterm_ends_in_order_even_where_it_comes_twice_or_is_taken_for_another_error():
+    before, done = signal.getsignal(signal.SIGTERM), []
+
+    def saves():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("saved")
+
+    def masks():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise RuntimeError("INTERNAL ASSERT FAILED") from None
+
+    for work in (saves, masks):
+        with pytest.raises(SystemExit) as caught, ended_by_sigterm():
+            work()
+        assert caught.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert done == ["saved"]
+    with pytest.raises(RuntimeError, match="of its own"), ended_by_sigterm():
+        raise RuntimeError("of its own")
 
 
 def test_torchrun_needs_a_run_folder(fails, monkeypatch):

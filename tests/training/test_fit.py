@@ -378,6 +378,26 @@ def test_a_non_finite_step_right_after_a_checkpoint_does_not_erase_its_validatio
     assert [(step, f["validation"]) for step, f in checkpoints(tmp_path / "checkpoints")] == [(1, {"loss": 0.5})]
 
 
+def test_steps_that_were_withheld_are_told_of_only_when_they_are_taken(tmp_path):
+    """A task in mid-run is infinite; the run goes on without such tasks, and looks more often."""
+
+    def sample(k, count):
+        tasks = SINUSOID(k, count)
+        spoils = torch.where((uniform(fold(k, 99)) < 0.08) & (torch.arange(count) == 0), torch.inf, 0.0)
+        return tasks._replace(support=tasks.support._replace(y=tasks.support.y + spoils[:, None, None]))
+
+    options = {"iterations": 20, "sample": sample, "save_every": 20}
+    with pytest.raises(fmeta.NonFiniteError):
+        train(tmp_path / "cut", log_every=20, **options)
+    (at,) = steps_kept(tmp_path / "cut")
+    assert 4 < at < 18
+    options |= {"log_every": at + 2, "skip_nonfinite": True}
+    resumed = train(tmp_path / "cut", resume=True, **options)
+    assert same_bits(resumed, train(tmp_path / "whole", **options))
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    assert lines_of(tmp_path / "cut")[0]["skipped"] >= 1
+
+
 def test_a_batch_without_any_good_task_is_not_told_to_leave_tasks_out(tmp_path):
     with pytest.raises(fmeta.NonFiniteError, match=r"of every task, where those were left out\) not finite") as caught:
         train(tmp_path, learner=_steep(1e30), skip_nonfinite=True)

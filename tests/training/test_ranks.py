@@ -104,9 +104,16 @@ def test_a_call_that_differs_is_refused_before_anyone_waits(two):
 
 def test_what_rank_0_refuses_ends_all_with_its_reason(two):
     names, reasons = zip(*(result["refused"] for result in two[1]), strict=True)
-    assert names == ("InputError", "FirstRankError")
+    assert names == ("InputError", "OtherRankError")
     assert "already holds a run" in reasons[0]
-    assert reasons[0] == reasons[1]
+    assert reasons[1] == f"rank 0: {reasons[0]}"
+
+
+def test_where_another_rank_fails_rank_0_does_too(two):
+    assert [result["failed"] for result in two[1]] == [
+        ("OtherRankError", "rank 1: no data on this node"),
+        ("AssertionError", "no data on this node"),
+    ]
 
 
 def test_ranks_that_differ_stop(two):

@@ -198,6 +198,13 @@ def test_resumed_by_another_figure_the_best_by_that_one_is_kept(tmp_path):
     assert int(train(tmp_path, 100, resume=True, **options).step) == 70  # four in a row, none better than at 20
 
 
+def test_resumed_without_validation_the_best_is_kept(tmp_path):
+    train(tmp_path, 30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
+    train(tmp_path, 40, save_every=10, resume=True)
+    assert kept(tmp_path) == [20, 40]
+    assert best_checkpoint(tmp_path / "checkpoints") == 20
+
+
 def test_scores_of_another_figure_are_not_compared(tmp_path):
     train(tmp_path, iterations=30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
     assert best_checkpoint(tmp_path / "checkpoints") == 20

@@ -99,7 +99,7 @@ def _train_all(root: Path, runs: dict[Path, Recipe]) -> set[Path]:
         except NonFiniteError as error:
             show.say(f"it diverged: {error}")
             diverged.add(folder)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             show.say(f"or go on with the whole ablation: the same command with --run-dir {root}")
             raise
     return diverged

@@ -173,7 +173,7 @@ def open_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            known, storage = known_study(folder, recipe, space, storage), _settled_url(storage)
+            known = known_study(folder, recipe, space, storage)
             name, url = known or (folder.resolve().name, storage or f"sqlite:///{folder.resolve() / 'study.db'}")
             database = _database(url)
             if (name in optuna.get_all_study_names(database)) != bool(known):
@@ -202,7 +202,6 @@ def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None)
     Raises InputError that lists what differs in the one asked for, and where optuna is not installed.
     """
     _optuna()
-    storage = _settled_url(storage)
     if (folder / "recipe.json").exists():
         raise InputError(f"tune(run_dir={str(folder)!r}): the folder holds a run; expected a new one, or a study's")
     file = folder / "study.json"
@@ -228,7 +227,7 @@ def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None)
     return name, kept or f"sqlite:///{folder.resolve() / 'study.db'}"
 
 
-def _settled_url(url: str | None) -> str | None:
+def settled_url(url: str | None) -> str | None:
     """The same database, seen from another folder."""
     prefix, _, path = (url or "").partition("///")
     if not prefix.startswith("sqlite") or not path or path.startswith((":", "file:")):

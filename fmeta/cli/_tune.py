@@ -31,7 +31,7 @@ from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import recipe_class
 from fmeta.cli._run import create_run
 from fmeta.cli._space import Range, Space, options_of, space_of
-from fmeta.cli._study import Study, Trial, answering, known_study, open_study, state_of
+from fmeta.cli._study import Study, Trial, answering, known_study, open_study, settled_url, state_of
 from fmeta.cli._train import fit_run, scope_here
 from fmeta.core import InputError, check_counts
 from fmeta.execution import OutOfMemoryError
@@ -130,6 +130,7 @@ def _parse(name: str, words: list[str]) -> tuple[TuneOptions, Recipe, Space]:
     check_counts("tune", trials=options.trials, workers=options.workers)
     if options.grid_points < 2:
         raise InputError(f"tune(grid_points={options.grid_points}): expected at least 2, the ends of a range")
+    options = dataclasses.replace(options, storage=settled_url(options.storage))
     return options, recipe, space or _usual_space(recipe)
 
 

@@ -425,7 +425,11 @@ def main():
         for number, (name, fault) in enumerate(FAULTS.items()):
             folder = Path(base, str(number))
             folder.mkdir()
-            more = {killed: {"kills": options.kills}, damaged_archive: {"data_dir": options.data_dir}}.get(fault, {})
+            more = {
+                killed: {"kills": options.kills},
+                interrupted: {"times": options.kills},
+                damaged_archive: {"data_dir": options.data_dir},
+            }.get(fault, {})
             try:
                 outcomes[name] = fault(folder, **more) or "not run: needs --data-dir"
             except AssertionError as error:

@@ -113,7 +113,7 @@ def _curves(title: str, names: Sequence[str], lines: Sequence[Line], best: int |
                 told.append(f"{what} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
         for step, value in [point for point in checks if point[0] == best]:
             axes.plot([step], [value], "*", markersize=12, color="C3", label="best checkpoint")
-            told.append(f"the best {value:.4g} at meta-step {step}")
+            told.append(f"{value:.4g} at the best checkpoint, of meta-step {step}")
     _scale(axes)
     if len(told) > 1:
         axes.legend(frameon=False)

@@ -252,7 +252,7 @@ def test_the_curves_tell_what_the_metrics_hold(runs, pages):
     best = min(checks, key=checks.get)
     (loss,) = [label for label in labels if label.startswith("loss over meta-steps")]
     assert f"Training from {lines[0]['loss']:.4g} to {lines[-1]['loss']:.4g}" in loss
-    assert f"the best {checks[best]:.4g} at meta-step {best}" in loss
+    assert f"{checks[best]:.4g} at the best checkpoint, of meta-step {best}" in loss
     for name in ("accuracy", "gradient norm", "tasks per second", "FLOP per second", "Shares of the time"):
         assert sum(label.startswith(name) for label in labels) == 1
 

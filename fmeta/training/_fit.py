@@ -93,6 +93,7 @@ def fit(
         InputError: bad tasks; a `run_dir` that already holds a run, or that another process trains in; a damaged or
             foreign checkpoint.
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
+        OtherRankError: another process could not begin, for the reason given.
         SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
         OutOfMemoryError: the tasks do not fit; the message says what would.
         KeyboardInterrupt: after the state was saved (several processes on CUDA: where the others still answer).

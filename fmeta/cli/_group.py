@@ -50,7 +50,8 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM, which a scheduler sends before it takes the machine away, ends the work in order: status 143.
+    """SIGTERM, which a scheduler sends before it takes the machine away, ends the work in order: status 143. A second
+    one, at any time until the process has ended, is ignored.
 
     Not with NCCL, whose processes wait for lost ones in code that hears nothing: there it ends the process at once.
     """
@@ -62,7 +63,7 @@ def ended_by_sigterm() -> Iterator[None]:
     asked = SystemExit(128 + signal.SIGTERM)
 
     def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off what the first began
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         heard.append(number)
         raise asked
 
@@ -75,7 +76,8 @@ def ended_by_sigterm() -> Iterator[None]:
             raise asked from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if not heard:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def launch() -> str | None:

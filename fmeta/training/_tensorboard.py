@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:
         if broken:
             return
         if writer is None:
+            _wait_for_a_new_second(Path(folder))
             try:
                 writer = SummaryWriter(str(folder), purge_step=since + 1)
             except OSError as error:
@@ -67,6 +69,12 @@ def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:
             warnings.warn(news, stacklevel=2)
 
     return log
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """Files are read in the order of their names, which begin with whole seconds: one that goes on must come last."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.02)
 
 
 def _number(name: str, value: Any) -> float:

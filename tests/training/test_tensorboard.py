@@ -16,6 +16,7 @@ from fmeta.core import InputError
 
 pytest.importorskip("tensorboard", reason="needs the package tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 TINY = ["--hidden", "4", "--meta-batch", "2", "--iterations", "8", "--compile", "none", "--outer-schedule", "constant"]
 TINY += ["--eval-tasks", "4", "--eval-steps", "0", "1", "--log-every", "2", "--save-every", "4"]
@@ -80,6 +81,14 @@ def test_a_resumed_run_tells_every_step_once(tmp_path):
     train(fmeta.tensorboard(run / "tensorboard", since=4), resume=True)
     assert [step for step, _ in scalars(run / "tensorboard")["loss"]] == [2, 4, 6, 8]
     assert_same(run)
+
+
+def test_runs_that_go_on_within_a_second_are_shown_in_their_order(tmp_path, monkeypatch):
+    """The names of the files end with a count, of which 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(8))
+    for step in range(4):
+        fmeta.tensorboard(tmp_path, since=step)(step + 1, {"loss": float(step)})
+    assert [step for step, _ in scalars(tmp_path)["loss"]] == [1, 2, 3, 4]
 
 
 def test_the_command_line_resumes_its_events_too(tmp_path):

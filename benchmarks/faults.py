@@ -310,9 +310,9 @@ def node_lost(folder):
         port = probe.getsockname()[1]
     meet = ("--nnodes", "1:2", "--nproc-per-node", "1", "--local-addr", "127.0.0.1", "--rdzv-id", "two-nodes")
     meet += ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
-    # the guest first, which waits for the host: so neither is late, and none begins alone
-    hosting = [("--rdzv-conf", f"is_host={host},last_call_timeout=10,keep_alive_interval=1") for host in (0, 1)]
-    run, log, (guest, host) = ranks_run(folder, *[(*meet, *conf) for conf in hosting])
+    # the host first, so that it is rank 0: torchrun of torch 2.11 fails where the node of rank 0 is the one lost
+    hosting = [("--rdzv-conf", f"is_host={host},last_call_timeout=15,keep_alive_interval=1") for host in (1, 0)]
+    run, log, (host, guest) = ranks_run(folder, *[(*meet, *conf) for conf in hosting])
     workers = [file.read_text().split() for file in log.iterdir()]
     assert {int(agent) for _, agent in workers} == {host.pid, guest.pid}
     guest.kill()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import multiprocessing
 import os
 import shlex
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -20,9 +18,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.table import Table
 from torch.utils._pytree import tree_leaves
 
 from fmeta.cli import _show as show
@@ -31,15 +26,14 @@ from fmeta.cli._recipe import Recipe
 from fmeta.cli._recipes import recipe_class
 from fmeta.cli._run import create_run
 from fmeta.cli._space import Range, Space, options_of, space_of
-from fmeta.cli._study import Study, Trial, answering, known_study, open_study, settled_url, state_of
+from fmeta.cli._study import Study, Trial, answering, known_study, open_study, settled_url
 from fmeta.cli._train import fit_run, scope_here
+from fmeta.cli._tune_results import conclude, short
 from fmeta.core import InputError, check_counts
 from fmeta.execution import OutOfMemoryError
 from fmeta.training import NonFiniteError, SaveError
 
 _VALIDATIONS = 10  # of a trial, each a chance to prune it
-_SHOWN = 5  # trials of the table
-_FEWEST = 4  # trials that the importance of a field can be read from
 _NOT_TUNED = (
     "log_every", "save_every", "validate_every", "validation_tasks", "monitor", "eval_tasks", "eval_steps",
 )  # fmt: skip
@@ -112,7 +106,7 @@ def tune_command(name: str, arguments: list[str]) -> None:
                 for process in others:
                     process.join()
             _work(study, options)  # what a process that died has left
-            _conclude(study, options, command)
+            conclude(study, options.trials, options.sampler, options.grid_points, command)
     except (KeyboardInterrupt, SystemExit):
         show.say(f"interrupted; {go_on}")
         raise
@@ -218,7 +212,7 @@ def _work(study: Study, options: TuneOptions) -> None:
         finally:
             trial.lock.release()
         study.keep()
-        fields = ", ".join(f"{field} {_short(value)}" for field, value in study.fields_of(trial.optuna).items())
+        fields = ", ".join(f"{field} {short(value)}" for field, value in study.fields_of(trial.optuna).items())
         show.say(f"trial {trial.optuna.number}: {fields}: {outcome}")
 
 
@@ -243,80 +237,3 @@ def _train(study: Study, trial: Trial) -> str:
         return f"failed: {error}"
     study.finish(trial, follow.figure)
     return f"{experiment.metric} {follow.figure:.4f}"
-
-
-def _conclude(study: Study, options: TuneOptions, command: str) -> None:
-    """Plots and prints the study as it stands. Raises InputError where every trial failed."""
-    study.keep()
-    trials, best = study.trials(), study.ranked()
-    count = Counter(state_of(trial) for trial in trials)
-    if count["failed"] and count["failed"] + count["broken off"] == len(trials):
-        reason = [trial.user_attrs["error"] for trial in trials if state_of(trial) == "failed"][-1]
-        raise InputError(f"tune(trials={options.trials}): every trial failed, the last so: {reason}")
-    show.say(f"{', '.join(f'{number} {state}' for state, number in count.items())}; kept in {study.folder}")
-    if best:
-        _plot_history(study)
-        if len(best) < _FEWEST or len(study.space) < 2:
-            show.say(f"no importance.png: it takes {_FEWEST} finished trials and two fields")
-        else:
-            _plot_importance(study)
-        show.say(f"the best by {study.recipe.metric()} on the validation tasks:")
-        show.console.print(_table(study, best[:_SHOWN]))
-        show.say(f"train the best: fmeta train --recipe {shlex.quote(str(study.folder / 'best.json'))}")
-    if count["failed"] >= options.trials:
-        show.say(f"{count['failed']} trials failed, so no more are begun")
-    elif options.sampler == "grid" and count["finished"] + count["pruned"] + count["running"] < options.trials:
-        show.say(f"the grid is exhausted: it has {len(study.grid(options.grid_points))} combinations")
-    else:
-        show.say(f"more trials: {command} {2 * options.trials}")
-
-
-def _table(study: Study, trials: list[Any]) -> Table:
-    metric = study.recipe.metric()
-    percent, digits = show.scale(metric)
-    table = Table("trial")
-    for field in study.space:
-        table.add_column(field, overflow="fold")
-    for column in (metric, "seconds"):
-        table.add_column(column, justify="right")
-    for trial in trials:
-        fields = [_short(study.fields_of(trial)[field]) for field in study.space]
-        seconds = f"{trial.duration.total_seconds():.1f}"
-        table.add_row(str(trial.number), *fields, f"{percent * trial.value:.{digits}f}", seconds)
-    return table
-
-
-def _plot_history(study: Study) -> None:
-    """Each trial's figure, and the best so far."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for state, marker, color in (("pruned", "x", "grey"), ("finished", "o", "tab:blue")):
-        shown = [(t.number, t.value) for t in study.trials() if state_of(t) == state]
-        if shown:
-            axes.plot(*zip(*shown, strict=True), marker, color=color, label=state)
-    finished = sorted(study.ranked(), key=lambda trial: trial.number)
-    best = itertools.accumulate((t.value for t in finished), min if study.minimises else max)
-    axes.step([t.number for t in finished], list(best), where="post", color="tab:red", label="best so far")
-    if study.minimises:
-        axes.set_yscale("log")
-    axes.set_xlabel("trial")
-    axes.set_ylabel(f"validation {study.recipe.metric()}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(study.folder / "history.png", dpi=110)
-
-
-def _plot_importance(study: Study) -> None:
-    """What decides whether a trial is among the best, by field."""
-    shares = study.importance()
-    figure = Figure(figsize=(6, 1.2 + 0.4 * len(shares)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.barh(list(shares)[::-1], list(shares.values())[::-1])
-    axes.set_xlabel("importance (PED-ANOVA)")
-    figure.savefig(study.folder / "importance.png", dpi=110)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
 """Does tuning find a better recipe? The sinusoid's, by its error after one adaptation step.
 
-python benchmarks/tuned.py [--trials 25] [--seeds 3]     writes results/tuned.json
+python benchmarks/tuned.py [--trials 30] [--seeds 3]     writes results/tuned.json
 
 `fmeta tune` looks for both rates, the outer schedule and the width on the validation tasks of seed 0, each trial as
 long as the default recipe. Then the default and the best it found are trained anew with seeds that the study never saw,
@@ -35,7 +35,7 @@ def tested(folder, seed, *words):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=15_000)
     options = parser.parse_args()

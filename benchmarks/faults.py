@@ -390,6 +390,7 @@ def two_processes(folder):
     third, reached = start("train", "--resume", "--run-dir", run, **HEARS), steps_of(run)[-1]
     while steps_of(run)[-1] < reached + 40:
         assert third.poll() is None, third.stdout.read()
+        time.sleep(0.01)
     _interrupt(third)
     return "the second refused, the first undisturbed; after it ended the folder is free"
 

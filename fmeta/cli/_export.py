@@ -19,7 +19,7 @@ from torch import Tensor
 import fmeta
 from fmeta.cli import _show as show
 from fmeta.cli._run import open_run
-from fmeta.cli._trained import chosen
+from fmeta.cli._trained import read_chosen
 from fmeta.core import InputError
 from fmeta.training import read_checkpoint
 
@@ -56,14 +56,13 @@ def export_command(arguments: list[str]) -> None:
     """Writes the file."""
     options = tyro.cli(ExportOptions, args=arguments, prog="fmeta export")
     recipe = open_run(options.run).recipe
-    checkpoint = chosen(options.run, options.checkpoint)
-    state = sorted(read_checkpoint(checkpoint).items())
-    weights = {name.removeprefix(_META): tensor for name, tensor in state if name.startswith(_META)}
+    state = read_chosen(options.run, options.checkpoint, read_checkpoint)
+    weights = {name.removeprefix(_META): tensor for name, tensor in sorted(state.items()) if name.startswith(_META)}
     metadata = {
         "fmeta": fmeta.__version__,
         "recipe": recipe.name,
         "learner": recipe.learner,
-        "step": str(int(checkpoint.name)),
+        "step": str(int(state["step"])),
         "fields": json.dumps(dataclasses.asdict(recipe)),
     }
     form = _FORMATS[options.to]

@@ -87,7 +87,8 @@ def report_command(arguments: list[str]) -> None:
 
 def _run_facts(run: Run, recipe: Recipe) -> dict[str, Any]:
     """What the folder tells without an evaluation."""
-    saved, best = checkpoints(run.folder / "checkpoints"), best_checkpoint(run.folder / "checkpoints")
+    saved = checkpoints(run.folder / "checkpoints")
+    best = best_checkpoint(saved)
     lines = read_metrics(run.folder / "metrics.jsonl")
     written = [p for p in (run.folder / name for name in ("recipe.json", "metrics.jsonl")) if p.exists()]
     default = type(run.recipe)()

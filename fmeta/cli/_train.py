@@ -131,7 +131,7 @@ def _events(folder: Path, since: int) -> list[Logger]:
 def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None:
     recipe = trained.recipe
     if trained.step < recipe.iterations:
-        best = best_checkpoint(folder / "checkpoints")
+        best = best_checkpoint(checkpoints(folder / "checkpoints"))
         command = f"fmeta evaluate {shlex.quote(str(folder))} --checkpoint best"
         other = "" if best is None else f"; the best, {best}, by {command}"
         show.say(

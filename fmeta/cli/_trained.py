@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._run import open_run
 from fmeta.core import InputError, Learner, Tree, nearest
 from fmeta.evaluation import Evaluation, evaluate
 from fmeta.training import best_checkpoint, checkpoints, load_checkpoint, trainer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ def load(folder: Path, options: LoadOptions) -> Trained:
     recipe.prepare()
     learner = recipe.build_learner()
     like = trainer(learner, recipe.outer(), recipe.meta_gradient()).init(recipe.key())
-    state = load_checkpoint(chosen(folder, options.checkpoint), like)
+    state = read_chosen(folder, options.checkpoint, lambda path: load_checkpoint(path, like))
     return Trained(recipe, learner, state.meta, int(state.step))
 
 
@@ -72,13 +75,26 @@ def measure(
     )
 
 
-def chosen(folder: Path, which: str) -> Path:
-    """The last or the best checkpoint of a run, or that of a step. Raises InputError where it is not there."""
-    folder = folder / "checkpoints"
-    steps = {str(step): step for step, _ in checkpoints(folder)}
+def read_chosen(folder: Path, which: str, read: Callable[[Path], T]) -> T:
+    """What `read` finds in the last or the best checkpoint of a run, or in that of a step.
+
+    Raises InputError where it is not there, or damaged.
+    """
+    while True:
+        path = _chosen(folder / "checkpoints", which)
+        try:
+            return read(path)
+        except InputError:
+            if path.is_dir():
+                raise  # otherwise the run goes on, and has a newer one in its place
+
+
+def _chosen(folder: Path, which: str) -> Path:
+    saved = checkpoints(folder)
+    steps = {str(step): step for step, _ in saved}
     if steps:
         steps["last"] = max(steps.values())
-    best = best_checkpoint(folder)
+    best = best_checkpoint(saved)
     if best is not None:
         steps["best"] = best
     if which not in steps:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +94,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """The published checkpoints in a folder, oldest first: step and facts (empty where the file is damaged)."""
-    found = []
-    for path in _published(folder):
-        try:
-            facts = _facts(path)
-        except _DAMAGE:
-            facts = {}
-        found.append((int(path.name), facts))
-    return sorted(found, key=lambda pair: pair[0])
+    before, paths = None, _published(folder)
+    while before != paths:  # a run that trains there may replace one between a look and the next
+        found = [(int(path.name), _facts_if_whole(path)) for path in paths]
+        before, paths = paths, _published(folder)
+    return found
 
 
-def best_checkpoint(folder: Path) -> int | None:
-    """The step of the best validation, by the figure that the last one was judged by; None where none is finite."""
-    found = [(step, facts) for step, facts in checkpoints(folder) if {"validation", "monitor"} <= facts.keys()]
+def best_checkpoint(saved: Sequence[tuple[int, dict[str, Any]]]) -> int | None:
+    """Of what `checkpoints` found, the step of the best validation by the figure that the last one was judged by.
+
+    None where none is finite.
+    """
+    found = [(step, facts) for step, facts in saved if {"validation", "monitor"} <= facts.keys()]
     scored = [(score_of(found[-1][1]["monitor"], facts["validation"]), step) for step, facts in found]
     return min(((score, step) for score, step in scored if score < math.inf), default=(0.0, None))[1]
 
@@ -121,21 +121,30 @@ def mend(folder: Path) -> None:
 def prune(folder: Path, keep: set[int]) -> None:
     """Removes every other checkpoint, and what a crash left half written."""
     kept = {f"{step:08d}" for step in keep}
-    for path in _published(folder, "", ".tmp", ".old"):
-        if path.name not in kept:
-            shutil.rmtree(path)
+    for path in _published(folder, ".tmp", ".old"):
+        shutil.rmtree(path)
+    for path in _published(folder):
+        if path.name not in kept:  # first by its name: who reads it finds it whole or gone
+            shutil.rmtree(path.rename(path.with_suffix(".tmp")))
 
 
 def _published(folder: Path, *suffixes: str) -> list[Path]:
-    """The folders that `save_checkpoint` makes, and no others."""
+    """The folders that `save_checkpoint` makes, and no others, in the order of their steps."""
     found = [p for p in folder.glob("*") if p.suffix in (suffixes or ("",)) and p.stem.isdecimal() and p.is_dir()]
-    return [path for path in found if path.stem == f"{int(path.stem):08d}"]
+    return sorted((path for path in found if path.stem == f"{int(path.stem):08d}"), key=lambda path: int(path.stem))
 
 
 def sealed(facts: Mapping[str, Any]) -> bytes:
     """checkpoint.json with a checksum over its own facts."""
     plain = json.loads(json.dumps(facts))  # as it will be read: numbers as keys become texts, for one
     return json.dumps({**plain, _SEAL: _checksum(plain)}, indent=1).encode()
+
+
+def _facts_if_whole(path: Path) -> dict[str, Any]:
+    try:
+        return _facts(path)
+    except _DAMAGE:
+        return {}
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Keeper:
         with self._writing(f"checkpoint {step}"):
             write_whole(self.choices, json.dumps(choices(), indent=1) + "\n")
             save_checkpoint(self.folder, state, step, **facts, **self.identity)
-            best = best_checkpoint(self.folder)
+            best = best_checkpoint(checkpoints(self.folder))
             prune(self.folder, keep={step} if best is None else {step, best})
 
     @contextlib.contextmanager

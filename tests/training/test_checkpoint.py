@@ -5,6 +5,7 @@ import json
 import os
 import re
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import fmeta
-from fmeta.core import key
+from fmeta.cli._trained import read_chosen
+from fmeta.core import InputError, key
 from fmeta.core._tree import named_leaves
-from fmeta.training import checkpoints, load_checkpoint, save_checkpoint
+from fmeta.training import checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
 from fmeta.training._checkpoint import prune
 
 
@@ -150,6 +152,50 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     path = save_checkpoint(tmp_path, second, 5, validation=2.0)
     assert _bits(load_checkpoint(path, first)) == _bits(second)
     assert [facts["validation"] for _, facts in checkpoints(tmp_path)] == [2.0]
+
+
+def test_who_reads_while_a_run_saves_and_prunes_always_finds_a_whole_checkpoint(tmp_path):
+    state, steps, folder = state_of(), 300, tmp_path / "checkpoints"
+
+    def write():
+        for step in range(1, steps + 1):
+            save_checkpoint(folder, state, step, validation={"loss": 1.0}, monitor="min loss")
+            prune(folder, keep={step})
+
+    save_checkpoint(folder, state, 0, validation={"loss": 1.0}, monitor="min loss")
+    seen = {0}
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        while not writer.done():
+            found = checkpoints(folder)
+            assert found
+            assert all(facts["step"] == step for step, facts in found)
+            assert _bits(read_chosen(tmp_path, "last", lambda path: load_checkpoint(path, state))) == _bits(state)
+            read_chosen(tmp_path, "best", read_checkpoint)
+            seen.add(found[-1][0])
+        writer.result()
+    assert len(seen) > 20  # both went on side by side
+
+
+def test_a_chosen_checkpoint_that_a_run_replaces_is_chosen_anew_and_a_damaged_one_is_not(tmp_path):
+    state, folder, asked = state_of(), tmp_path / "checkpoints", []
+    save_checkpoint(folder, state, 1)
+
+    def read(path):
+        asked.append(path.name)
+        if len(asked) == 1:
+            save_checkpoint(folder, state, 2)
+            prune(folder, keep={2})
+        return load_checkpoint(path, state)
+
+    assert _bits(read_chosen(tmp_path, "last", read)) == _bits(state)
+    assert asked == ["00000001", "00000002"]
+    with pytest.raises(InputError, match="not in"):
+        read_chosen(tmp_path, "1", read)
+    _flip(folder / "00000002" / "state.safetensors")
+    with pytest.raises(InputError, match="damaged"):
+        read_chosen(tmp_path, "last", read)
+    assert asked[2:] == ["00000002"]
 
 
 def _flip(path):

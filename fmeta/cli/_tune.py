@@ -35,7 +35,8 @@ from fmeta.training import NonFiniteError, SaveError
 
 _VALIDATIONS = 10  # of a trial, each a chance to prune it
 _NOT_TUNED = (
-    "log_every", "save_every", "validate_every", "validation_tasks", "monitor", "eval_tasks", "eval_steps",
+    "device", "threads", "data_dir", "log_every", "save_every", "validate_every", "validation_tasks", "monitor",
+    "eval_tasks", "eval_steps",
 )  # fmt: skip
 _REPLACED = ("--run-dir", "--run_dir", "--trials")  # in the command to go on with
 
@@ -143,8 +144,8 @@ def _check_space(recipe: Recipe, space: Space) -> None:
     for field in space:
         if field in _NOT_TUNED:
             raise InputError(
-                f"tune({field}={str(space[field])!r}): it changes how a trial is judged or kept, not what it learns; "
-                "expected one value"
+                f"tune({field}={str(space[field])!r}): it changes where a trial runs, or how it is judged or kept, not "
+                "what it learns; expected one value"
             )
     ends = {field: [values.value(end) for end in values.grid(2)] for field, values in space.items()}
     first, last = ({field: values[at] for field, values in ends.items()} for at in (0, -1))

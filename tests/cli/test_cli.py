@@ -590,6 +590,9 @@ def test_check_tells_exact_from_first_order_on_another_net(capfd, gradient):
     ("arguments", "expected"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", *TINY, "--run-dir", ""], "train: an empty text after --run-dir; expected a value"),
+        (["train", "sinusoid", "--run-dir=", *TINY], "train: an empty text after --run-dir; expected a value"),
+        (["evaluate", ""], "evaluate: an empty text after evaluate; expected a value"),
         (["train", "sinusiod"], "unknown recipe 'sinusiod'; did you mean 'sinusoid'?"),
         (["check", "omniglt"], "unknown recipe 'omniglt'; did you mean 'omniglot'?"),
         (["train", *TINY, "--inner-lr", "-1"], "sgd(lr=-1.0)"),

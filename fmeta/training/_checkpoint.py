@@ -129,8 +129,13 @@ def prune(folder: Path, keep: set[int]) -> None:
 
 
 def _published(folder: Path, *suffixes: str) -> list[Path]:
-    """The folders that `save_checkpoint` makes, and no others, in the order of their steps."""
-    found = [p for p in folder.glob("*") if p.suffix in (suffixes or ("",)) and p.stem.isdecimal() and p.is_dir()]
+    """The folders that `save_checkpoint` makes, and no others, in the order of their steps; all seen in one look."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [p for p in found if p.suffix in (suffixes or ("",)) and p.stem.isdecimal()]
     return sorted((path for path in found if path.stem == f"{int(path.stem):08d}"), key=lambda path: int(path.stem))
 
 

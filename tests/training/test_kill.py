@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,16 +50,19 @@ def _assert_same(one, two):
     assert (one / "evaluation.json").read_text() == (two / "evaluation.json").read_text()
 
 
-def _kill_past(process, run, step):
-    deadline = time.monotonic() + 200
-    while max(_steps(run), default=0) <= step:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert max(_steps(run)) < N
+def _killed_past(step, run, *arguments):
+    """A run that was killed after so many steps; begun anew where it was over first, as can be on a busy machine."""
+    for _ in range(5):
+        process = _fmeta("train", *SMALL, *arguments, "--run-dir", str(run))
+        while process.poll() is None and max(_steps(run), default=0) <= step:
+            time.sleep(0.002)
+        process.kill()
+        output, _ = process.communicate()
+        if process.returncode and max(_steps(run), default=0) < N:
+            assert process.returncode == -signal.SIGKILL, output
+            return
+        shutil.rmtree(run)
+    raise AssertionError("five runs were over before they could be killed")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def undisturbed(tmp_path_factory):
 
 def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(tmp_path, undisturbed):
     run = tmp_path / "A"
-    _kill_past(_fmeta("train", *SMALL, "--compile", "none", "--run-dir", str(run)), run, 40)
+    _killed_past(40, run, "--compile", "none")
     _finish(_fmeta("train", "--resume", "--run-dir", str(run)))
     _assert_same(run, undisturbed)
 
@@ -96,7 +100,8 @@ main(sys.argv[1:])
 MOMENTS = {
     "before the tensors": ("_checkpoint", "_write", 5),
     "between tensors and facts": ("_checkpoint", "_write", 6),
-    "before the new checkpoint is published": ("os", "rename", 3),
+    "before an old one is set aside": ("os", "rename", 3),
+    "before the new checkpoint is published": ("os", "rename", 4),
     "before an old one is removed": ("_checkpoint.shutil", "rmtree", 5),
 }
 
@@ -122,7 +127,7 @@ def test_killed_in_the_middle_of_saving_and_resumed_a_run_ends_with_the_same_bit
 def test_killed_while_compiled_and_resumed_a_run_ends_with_the_same_bits(tmp_path):
     whole, run = tmp_path / "B", tmp_path / "A"
     _finish(_fmeta("train", *SMALL, "--compile", "whole", "--run-dir", str(whole)))
-    _kill_past(_fmeta("train", *SMALL, "--compile", "whole", "--run-dir", str(run)), run, 40)
+    _killed_past(40, run, "--compile", "whole")
     _finish(_fmeta("train", "--resume", "--run-dir", str(run)))
     assert json.loads((run / "recipe.json").read_text())["scope"] == "whole"
     _assert_same(run, whole)

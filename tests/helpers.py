@@ -1,10 +1,14 @@
 """The table of learners that every law runs over, and the oracle they are held against."""
 
+import contextlib
+import itertools
 import json
 from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
+from torch._functorch.eager_transforms import grad_increment_nesting
+from torch._functorch.vmap import vmap_increment_nesting
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import fmeta
@@ -23,6 +27,7 @@ __all__ = [
     "lines_of",
     "loop_meta_grad",
     "regressor",
+    "striking",
     "untimed",
     "vectors",
 ]
@@ -34,6 +39,38 @@ vectors, labelled = random_regression, random_classification
 def lines_of(run):
     """The lines of a run's metrics.jsonl, without what the clock says: the same for every run of the recipe."""
     return [untimed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class _Strikes:
+    """A generator that is left by an error after its first value, before who asked for it goes on."""
+
+    def __init__(self, generator, error):
+        self.generator, self.error = generator, error
+
+    def __next__(self):
+        next(self.generator)
+        raise self.error
+
+    def close(self):
+        self.generator.close()
+
+
+@contextlib.contextmanager
+def striking(at, error):
+    """Ctrl-C at the worst moment: torch.func has pushed its level number `at`, and has not entered the `with`."""
+    base, pushed = contextlib._GeneratorContextManagerBase, itertools.count(1)
+
+    def made(self, *given):
+        real(self, *given)
+        if self.gen.gi_code in levels and next(pushed) == at:
+            self.gen = _Strikes(self.gen, error)
+
+    levels = [f.__wrapped__.__code__ for f in (vmap_increment_nesting, grad_increment_nesting)]
+    real, base.__init__ = base.__init__, made
+    try:
+        yield
+    finally:
+        base.__init__ = real
 
 
 def untimed(values):

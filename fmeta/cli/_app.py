@@ -29,7 +29,7 @@ from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
 from fmeta.cli._tune import tune_command
 from fmeta.core import InputError, fold, nearest
-from fmeta.execution import OutOfMemoryError
+from fmeta.execution import OutOfMemoryError, interruptible
 from fmeta.gradients import check_meta_grad
 from fmeta.training import NonFiniteError, OtherRankError, RanksDifferError, SaveError
 
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in commands:
             raise InputError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], commands)}")
         _check_no_empty(arguments)
-        commands[arguments[0]](arguments[1:])
+        with interruptible():
+            commands[arguments[0]](arguments[1:])
     except OtherRankError:
         return 1  # it has said why
     except InputError as error:

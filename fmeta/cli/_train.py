@@ -17,7 +17,7 @@ from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder
 from fmeta.cli._trained import Trained, measure
 from fmeta.core import InputError, Tree
 from fmeta.evaluation import evaluate
-from fmeta.execution import compiler_problem
+from fmeta.execution import compiler_problem, interruptible
 from fmeta.training import (
     Logger,
     Ranks,
@@ -60,7 +60,7 @@ def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False,
 def _resumable(folder: Path) -> Iterator[None]:
     """Says how to go on after Ctrl-C or SIGTERM."""
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), interruptible():
             yield
     except (KeyboardInterrupt, SystemExit):
         show.say(f"interrupted; go on with: fmeta train --resume --run-dir {shlex.quote(str(folder))}")

@@ -30,7 +30,7 @@ from fmeta.cli._study import Study, Trial, answering, known_study, open_study, s
 from fmeta.cli._train import fit_run, scope_here
 from fmeta.cli._tune_results import conclude, short
 from fmeta.core import InputError, check_counts
-from fmeta.execution import OutOfMemoryError
+from fmeta.execution import OutOfMemoryError, interruptible
 from fmeta.training import NonFiniteError, SaveError
 
 _VALIDATIONS = 10  # of a trial, each a chance to prune it
@@ -101,7 +101,7 @@ def tune_command(name: str, arguments: list[str]) -> None:
     command = shlex.join(["fmeta", "tune", recipe.name, *given, "--run-dir", str(folder), "--trials"])
     go_on = f"go on with: {command} {options.trials}"
     try:
-        with ended_by_sigterm(), answering(f"{study.folder}: {go_on}"):
+        with ended_by_sigterm(), interruptible(), answering(f"{study.folder}: {go_on}"):
             with _workers(study, options) as others:
                 _work(study, options)
                 for process in others:

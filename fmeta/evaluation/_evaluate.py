@@ -16,6 +16,7 @@ from fmeta.core._inner import over_tasks, trajectory
 from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
+from fmeta.execution import interruptible
 
 
 class Evaluation(NamedTuple):
@@ -49,6 +50,7 @@ class Evaluation(NamedTuple):
         return {"protocol": self.protocol, "steps": list(self.steps), **figures, **calibration, **classes}
 
 
+@interruptible()
 def evaluate(
     learner: Learner,
     meta: Tree,

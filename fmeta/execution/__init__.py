@@ -10,9 +10,10 @@ from fmeta.execution._compile import (
     compiler_problem,
     plan,
 )
+from fmeta.execution._interrupt import interruptible
 from fmeta.execution._memory import MemoryAdvice, OutOfMemoryError, peak_memory
 
 __all__ = [
     "CompileWarning", "Execution", "MemoryAdvice", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile",
-    "compiler_problem", "peak_memory", "plan",
+    "compiler_problem", "interruptible", "peak_memory", "plan",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, check_counts, fold
-from fmeta.execution import MemoryAdvice, plan
+from fmeta.execution import MemoryAdvice, interruptible, plan
 from fmeta.training._draw import Batches
 from fmeta.training._keeper import Keeper, SaveError, claimed
 from fmeta.training._log import Logger
@@ -24,6 +24,7 @@ from fmeta.training._watch import Every, NonFiniteError, Watch
 _TASKS = 1 << 40  # a child of the run's key that no other purpose uses
 
 
+@interruptible()
 def fit(
     learner: Learner,
     optimizer: Optimizer,
@@ -122,14 +123,15 @@ def fit(
         watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, history, skip_nonfinite)
         advice = MemoryAdvice(learner, key.device)
         try:
-            while at < iterations and not watch.stopped:
-                tasks = batches.draw()
-                watch.window.lap("sampling")
-                with advice(steps.gradient(at), state.meta, tasks):
-                    new, info = steps.at(at, state.meta, tasks)(state, tasks)
-                line = watch(at + 1, new, info, meta_batch, steps.flops(at))
-                state, at, kept = new, at + 1, best.facts()  # from here on the step is done, its validation too
-                watch.tell(at, line)
+            with interruptible():
+                while at < iterations and not watch.stopped:
+                    tasks = batches.draw()
+                    watch.window.lap("sampling")
+                    with advice(steps.gradient(at), state.meta, tasks):
+                        new, info = steps.at(at, state.meta, tasks)(state, tasks)
+                    line = watch(at + 1, new, info, meta_batch, steps.flops(at))
+                    state, at, kept = new, at + 1, best.facts()  # from here on the step is done, its validation too
+                    watch.tell(at, line)
         except BaseException as error:
             worth = at > start or isinstance(error, NonFiniteError)  # whose message speaks of a checkpoint
             if keeper is not None and worth and not isinstance(error, SaveError | RanksDifferError):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import lines_of, untimed
+from helpers import lines_of, striking, untimed
 from torch.utils._pytree import tree_leaves
 
 import fmeta
@@ -300,6 +300,15 @@ def test_interrupted_while_a_line_or_a_checkpoint_is_written_a_run_ends_the_same
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert steps_kept(tmp_path)[-1] == {"log": 14, "save": 9}[moment]
+    assert same_bits(train(tmp_path, resume=True), reference[1])
+    assert lines_of(tmp_path) == lines_of(reference[0])
+
+
+@pytest.mark.parametrize("level", [61, 62, 63, 64])
+def test_interrupted_in_the_middle_of_torch_func_a_run_is_saved_at_its_step(tmp_path, reference, level):
+    with pytest.raises(KeyboardInterrupt), striking(level, KeyboardInterrupt):
+        train(tmp_path)
+    assert 1 < steps_kept(tmp_path)[-1] < 40
     assert same_bits(train(tmp_path, resume=True), reference[1])
     assert lines_of(tmp_path) == lines_of(reference[0])
 

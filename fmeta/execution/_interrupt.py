@@ -1,0 +1,52 @@
+"""Ctrl-C in the middle of torch.func."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+
+from torch._C import _functorch
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets a KeyboardInterrupt or SystemExit of a signal's handler out as what it is, and leaves torch.func usable.
+
+    A signal between the push of a level of torch.func and the `with` that pops it leaves the level there. The levels
+    around it then find it in place of their own, and each raises an error that says so; and no tensor could be read
+    any more. Here the levels are taken off, and what the signal raised comes out, from that error.
+    """
+    depth, handled = _functorch.get_dynamic_layer_stack_depth(), sys.exception()
+    try:
+        yield
+    except BaseException as error:
+        asked = None
+        for before in _chain(error, handled):
+            _close_struck(before)
+            asked = before if isinstance(before, KeyboardInterrupt | SystemExit) else asked
+        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        if asked is None or asked is error:
+            raise
+        raise asked from error
+
+
+def _chain(error: BaseException | None, handled: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came after, but for one that was being handled on entry."""
+    while error is not None and error is not handled:
+        yield error
+        error = error.__context__
+
+
+def _close_struck(error: BaseException) -> None:
+    """Closes the generators of `with` statements that were struck just before or after their body: the last reference
+    to them is in the traceback, and they would pop a level of somebody else's whenever that is dropped."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code in _EDGES:
+            with contextlib.suppress(Exception):  # a level that is gone
+                frame.f_locals["self"].gen.close()
+
+
+_MANAGER = contextlib._GeneratorContextManager
+_EDGES = (_MANAGER.__enter__.__code__, _MANAGER.__exit__.__code__)

@@ -1,0 +1,74 @@
+"""A signal that strikes torch.func between the push of a level and the `with` that pops it."""
+
+import contextlib
+import gc
+
+import pytest
+import torch
+import torch._functorch.vmap as vmap_module
+from helpers import striking
+from torch._C._functorch import get_dynamic_layer_stack_depth
+from torch.func import grad, vmap
+
+from fmeta.execution import interruptible
+
+
+def batched(x):
+    return vmap(grad(lambda v: vmap(grad(torch.sin))(v).sum()))(x)
+
+
+def struck(at, *, error=KeyboardInterrupt):
+    with striking(at, error), interruptible():
+        batched(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_it_comes_out_as_what_it_is_and_torch_func_works_on(at, error):
+    with pytest.raises(error) as caught:
+        struck(at, error=error)
+    assert get_dynamic_layer_stack_depth() == 0
+    x = torch.ones(3, 2)
+    torch.testing.assert_close(batched(x), -x.sin())
+    del caught
+    gc.collect()  # what the traceback held pops no level now: pytest makes an error of one that cannot
+    assert get_dynamic_layer_stack_depth() == 0
+
+
+def test_struck_before_a_level_is_popped(monkeypatch):
+    real, strikes = vmap_module._vmap_decrement_nesting, [KeyboardInterrupt]
+
+    def pops():
+        if strikes:
+            raise strikes.pop()
+        return real()
+
+    monkeypatch.setattr(vmap_module, "_vmap_decrement_nesting", pops)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        batched(torch.ones(3, 2))
+    assert get_dynamic_layer_stack_depth() == 0
+
+
+def test_levels_around_it_stay():
+    def inner(x):
+        with contextlib.suppress(KeyboardInterrupt):
+            struck(3)
+        return x.sin()
+
+    x = torch.ones(3)
+    torch.testing.assert_close(vmap(grad(inner))(x), x.cos())
+
+
+def raises():
+    raise ValueError("of its own")
+
+
+def test_other_errors_stay_as_they_are():
+    """Also one that is raised while an interruption is being handled."""
+    with pytest.raises(ValueError, match="of its own"), interruptible():
+        raises()
+    try:
+        struck(2)
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="of its own"), interruptible():
+            raises()

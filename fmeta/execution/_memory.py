@@ -134,9 +134,8 @@ def free_memory(device: torch.device) -> int | None:
         free = 1024 * int(facts["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    group = group_memory(Path("/sys/fs/cgroup"))
+    free = free if group is None else min(free, group)
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -145,6 +144,16 @@ def free_memory(device: torch.device) -> int | None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             free = min(free, limit - used)
     return max(0, free)
+
+
+def group_memory(group: Path) -> int | None:
+    """Bytes that a group of processes may still take: what is left, and its cache of files. None without a limit."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))  # or "max"
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(parts["inactive_file"]) + int(parts["active_file"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _gib(size: float) -> str:

@@ -7,6 +7,7 @@ from helpers import labelled, regressor, vectors
 import fmeta
 from fmeta.core import key
 from fmeta.execution import MemoryAdvice
+from fmeta.execution._memory import group_memory
 
 
 def test_it_is_what_is_alive_at_once():
@@ -77,3 +78,14 @@ def test_other_errors_pass():
         MemoryAdvice(learner, torch.device("cpu"))(None, {}, labelled(key(0))),
     ):
         raise RuntimeError("shape")
+
+
+def test_a_group_of_processes_has_its_cache_of_files_to_spare(tmp_path):
+    """Files as in /sys/fs/cgroup of Linux."""
+    assert group_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\nfile 400\ninactive_file 300\nactive_file 50\nshmem 50\n")
+    assert group_memory(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert group_memory(tmp_path) is None

@@ -1,5 +1,6 @@
-"""What each process of a group does in `test_ranks.py`: `python on_ranks.py FOLDER`, with torchrun's environment."""
+"""What each process of a group does in `test_ranks.py`: `python on_ranks.py FOLDER`, with RANK and WORLD_SIZE."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def _error(prediction, y):
 
 
 def main(folder):
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    meet = f"file://{folder / f'met-by-{count}'}"  # no port that another test may take
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=count)
     result = {"kept": tree_leaves(train(run_dir=folder / "ranks"))}
     if dist.get_world_size() == 2:
         result["resumed"] = tree_leaves(train(run_dir=folder / "half", resume=True))

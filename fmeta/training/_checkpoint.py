@@ -122,17 +122,17 @@ def prune(folder: Path, keep: set[int]) -> None:
     """Removes every other checkpoint, and what a crash left half written."""
     kept = {f"{step:08d}" for step in keep}
     for path in _published(folder, ".tmp", ".old"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # some systems keep a file that is being read: the next time then
     for path in _published(folder):
         if path.name not in kept:  # first by its name: who reads it finds it whole or gone
-            shutil.rmtree(path.rename(path.with_suffix(".tmp")))
+            shutil.rmtree(path.rename(path.with_suffix(".tmp")), ignore_errors=True)
 
 
 def _published(folder: Path, *suffixes: str) -> list[Path]:
     """The folders that `save_checkpoint` makes, and no others, in the order of their steps; all seen in one look."""
     try:
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if entry.is_dir()]
+            found = [Path(entry.path) for entry in entries if not entry.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = [p for p in found if p.suffix in (suffixes or ("",)) and p.stem.isdecimal()]

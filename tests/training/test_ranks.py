@@ -1,7 +1,6 @@
 """Several processes with one meta-batch compute what one process computes, and hold the same bits."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -18,15 +17,9 @@ from fmeta.training import Ranks, _ranks
 from fmeta.training._draw import Batches
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def group_of(count, folder):
     """What each of `count` processes in one group found."""
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, on_ranks.__file__, str(folder)],

@@ -21,6 +21,7 @@ from fmeta.execution import compiler_problem, interruptible
 from fmeta.training import (
     Logger,
     Ranks,
+    SaveError,
     TrainState,
     best_checkpoint,
     checkpoints,
@@ -140,14 +141,20 @@ def _conclude(folder: Path, trained: Trained, loggers: Sequence[Logger]) -> None
         )
     result, metric = measure(trained, recipe.eval_tasks), recipe.metric()
     show.console.print(show.evaluation_table(result, metric))
-    write_whole(folder / "evaluation.json", json.dumps(result.summary(), indent=1) + "\n")
     if metric == "loss":
         steps = max(1, *recipe.eval_steps)
         figure = show.plot_regression(trained.learner, trained.meta, recipe.test_tasks(3), steps)
     else:
         figure = show.plot_curve(result, metric)
     plot = folder / "adaptation.png"
-    figure.savefig(plot, dpi=110)
+    try:
+        write_whole(folder / "evaluation.json", json.dumps(result.summary(), indent=1) + "\n")
+        figure.savefig(plot, dpi=110)
+    except OSError as error:
+        raise SaveError(
+            f"train: what the test found could not be written: {error}; the run is trained and kept; make room there, "
+            f"then: fmeta train --resume --run-dir {shlex.quote(str(folder))}"
+        ) from error
     for log in loggers:
         log(trained.step, {"adaptation": figure})
     show.say(f"plot: {plot}")

@@ -339,6 +339,17 @@ def test_an_interruption_of_the_test_says_how_to_repeat_it(trained, tmp_path, ca
     assert (tmp_path / "run" / "evaluation.json").read_text() == (trained / "evaluation.json").read_text()
 
 
+def test_a_test_that_cannot_be_written_says_how_to_repeat_it(trained, tmp_path, capfd):
+    run = tmp_path / "run"
+    (run / "evaluation.json").mkdir(parents=True)  # where a file is to be
+    assert main(["train", *TINY, "--run-dir", str(run)]) == 1
+    (run / "evaluation.json").rmdir()
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert main(re.search(r"could not be written: .*; the run is trained.*: fmeta (.*)", said)[1].split()) == 0
+    assert (run / "evaluation.json").read_text() == (trained / "evaluation.json").read_text()
+
+
 def test_sigterm_ends_in_order_even_where_it_comes_twice_or_is_taken_for_another_error():
     before, done = signal.getsignal(signal.SIGTERM), []
 

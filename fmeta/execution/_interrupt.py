@@ -26,7 +26,8 @@ def interruptible() -> Iterator[None]:
         for before in _chain(error, handled):
             _close_struck(before)
             asked = before if isinstance(before, KeyboardInterrupt | SystemExit) else asked
-        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        while _functorch.get_dynamic_layer_stack_depth() > depth:
+            _POP[_functorch.peek_interpreter_stack().key()]()
         if asked is None or asked is error:
             raise
         raise asked from error
@@ -48,5 +49,11 @@ def _close_struck(error: BaseException) -> None:
                 frame.f_locals["self"].gen.close()
 
 
+_POP = {  # not pop_dynamic_layer_stack_and_undo_to_depth, which pops one too many in torch 2.11
+    _functorch.TransformType.Vmap: _functorch._vmap_decrement_nesting,
+    _functorch.TransformType.Grad: _functorch._grad_decrement_nesting,
+    _functorch.TransformType.Jvp: _functorch._jvp_decrement_nesting,
+    _functorch.TransformType.Functionalize: _functorch._func_decrement_nesting,
+}
 _MANAGER = contextlib._GeneratorContextManager
 _EDGES = (_MANAGER.__enter__.__code__, _MANAGER.__exit__.__code__)

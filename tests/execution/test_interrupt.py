@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._functorch.vmap as vmap_module
 from helpers import striking
-from torch._C._functorch import get_dynamic_layer_stack_depth
+from torch._C import _functorch
 from torch.func import grad, vmap
 
 from fmeta.execution import interruptible
@@ -27,12 +27,12 @@ def struck(at, *, error=KeyboardInterrupt):
 def test_it_comes_out_as_what_it_is_and_torch_func_works_on(at, error):
     with pytest.raises(error) as caught:
         struck(at, error=error)
-    assert get_dynamic_layer_stack_depth() == 0
+    assert _functorch.get_dynamic_layer_stack_depth() == 0
     x = torch.ones(3, 2)
     torch.testing.assert_close(batched(x), -x.sin())
     del caught
     gc.collect()  # what the traceback held pops no level now: pytest makes an error of one that cannot
-    assert get_dynamic_layer_stack_depth() == 0
+    assert _functorch.get_dynamic_layer_stack_depth() == 0
 
 
 def test_struck_before_a_level_is_popped(monkeypatch):
@@ -46,7 +46,31 @@ def test_struck_before_a_level_is_popped(monkeypatch):
     monkeypatch.setattr(vmap_module, "_vmap_decrement_nesting", pops)
     with pytest.raises(KeyboardInterrupt), interruptible():
         batched(torch.ones(3, 2))
-    assert get_dynamic_layer_stack_depth() == 0
+    assert _functorch.get_dynamic_layer_stack_depth() == 0
+
+
+PUSH = {
+    "vmap": lambda: _functorch._vmap_increment_nesting(3, "error"),
+    "grad": _functorch._grad_increment_nesting,
+    "jvp": _functorch._jvp_increment_nesting,
+    "functionalize": lambda: _functorch._func_increment_nesting(True),
+}
+
+
+def pushes(kind):
+    with interruptible():
+        PUSH["grad"]()
+        PUSH[kind]()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", PUSH)
+def test_levels_of_every_kind_are_taken_off(kind):
+    with pytest.raises(KeyboardInterrupt):
+        pushes(kind)
+    assert _functorch.get_dynamic_layer_stack_depth() == 0
+    x = torch.ones(3, 2)
+    torch.testing.assert_close(batched(x), -x.sin())
 
 
 def test_levels_around_it_stay():

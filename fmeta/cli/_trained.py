@@ -80,13 +80,15 @@ def read_chosen(folder: Path, which: str, read: Callable[[Path], T]) -> T:
 
     Raises InputError where it is not there, or damaged.
     """
+    before = None
     while True:
         path = _chosen(folder / "checkpoints", which)
         try:
             return read(path)
         except InputError:
-            if path.is_dir():
+            if path.is_dir() or path == before:
                 raise  # otherwise the run goes on, and has a newer one in its place
+        before = path
 
 
 def _chosen(folder: Path, which: str) -> Path:

@@ -146,4 +146,4 @@ def _best_times(candidates: Mapping[str, Callable[[], Any]], device: torch.devic
         once(run)
     times = {name: min(once(run), once(run)) for name, run in candidates.items()}  # one may meet a busy machine
     near = 2 * min(times.values())
-    return {n: min(t, *(once(candidates[n]) for _ in range(repeats - 2))) if t <= near else t for n, t in times.items()}
+    return {n: min([t, *(once(candidates[n]) for _ in range(repeats - 2) if t <= near)]) for n, t in times.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fmeta.execution._compile import CompileWarning
+from fmeta.execution._interrupt import interruptible
 from fmeta.execution._signature import differences, signature
 
 
@@ -44,7 +45,8 @@ def capture(step: Callable[..., Any], *, warm_up: int = 3) -> Callable[..., Any]
             problem = _obstacle(args, keywords)
             if problem is None:
                 try:
-                    graph = _Graph(step, args, keywords, seen, warm_up)
+                    with interruptible():
+                        graph = _Graph(step, args, keywords, seen, warm_up)
                 except RuntimeError as error:  # what CUDA refuses to record
                     problem = f"recording failed: {str(error).splitlines()[0][:200]}"
         elif seen != graph.seen:

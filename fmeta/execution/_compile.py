@@ -20,6 +20,7 @@ from fmeta.core import InputError, Stage, eager, nearest
 from fmeta.execution import _graph
 from fmeta.execution._auto import measured
 from fmeta.execution._graph import Backend, compile_graph, flatten
+from fmeta.execution._interrupt import interruptible
 from fmeta.execution._signature import differences, kind, settings, signature
 
 Scope = Literal["none", "whole", "step", "auto"]
@@ -131,7 +132,8 @@ def _attempt(
     function: Callable[..., Any], name: str, leaves: list[Any], structure: Any, backend: Backend
 ) -> tuple[Callable[..., Any] | None, str]:
     try:
-        return compile_graph(function, leaves, structure, backend), ""
+        with interruptible():
+            return compile_graph(function, leaves, structure, backend), ""
     except Exception as error:  # whatever a backend or the caller's own code may raise
         return None, _why(name, error)
 

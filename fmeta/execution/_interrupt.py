@@ -22,10 +22,12 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        asked = None
+        asked, meant = None, False  # meant: somebody raised another error `from` it
         for before in _chain(error, handled):
             _close_struck(before)
-            asked = before if isinstance(before, KeyboardInterrupt | SystemExit) else asked
+            if isinstance(before, KeyboardInterrupt | SystemExit) and not meant:
+                asked = asked or before
+            meant = meant or before.__suppress_context__
         while _functorch.get_dynamic_layer_stack_depth() > depth:
             _POP[_functorch.peek_interpreter_stack().key()]()
         if asked is None or asked is error:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fmeta.core import Learner, MetaGradient, Task, Tree
+from fmeta.execution._interrupt import interruptible
 from fmeta.gradients import adjoint, first_order, meta_grad, unrolled
 
 
@@ -83,7 +84,7 @@ class MemoryAdvice:
                 raise
             leaf = tree_leaves(tasks)[0]
             news = f"fit({self.learner.name}): out of memory on {leaf.device} with {len(leaf)} tasks in a meta-step"
-            with contextlib.suppress(Exception):  # a learner that looks at values cannot be estimated
+            with contextlib.suppress(Exception), interruptible():  # a learner that looks at values cannot be estimated
                 news += _advice(self.learner, gradient or self.learner.gradient, meta, tasks, self.free)
             raise OutOfMemoryError(news) from error
 
@@ -150,10 +151,13 @@ def group_memory(group: Path) -> int | None:
     """Bytes that a group of processes may still take: what is left, and its cache of files. None without a limit."""
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))  # or "max"
-        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(parts["inactive_file"]) + int(parts["active_file"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return None
+    cache = 0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cache = int(parts["inactive_file"]) + int(parts["active_file"])
+    return limit - used + cache
 
 
 def _gib(size: float) -> str:

@@ -6,6 +6,7 @@ run/checkpoints/00002500/state.safetensors    every tensor of the state, by name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -34,7 +35,7 @@ def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) ->
     folder = Path(folder)
     final = folder / f"{step:08d}"
     fresh = folder / f"{step:08d}.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
+    _remove(fresh)
     fresh.mkdir(parents=True)
     # clones, because safetensors refuses leaves that share memory
     content = save({name: leaf.detach().cpu().contiguous().clone() for name, leaf in named_leaves(state).items()})
@@ -122,21 +123,34 @@ def prune(folder: Path, keep: set[int]) -> None:
     """Removes every other checkpoint, and what a crash left half written."""
     kept = {f"{step:08d}" for step in keep}
     for path in _published(folder, ".tmp", ".old"):
-        shutil.rmtree(path, ignore_errors=True)  # some systems keep a file that is being read: the next time then
+        _remove(path)
     for path in _published(folder):
-        if path.name not in kept:  # first by its name: who reads it finds it whole or gone
-            shutil.rmtree(path.rename(path.with_suffix(".tmp")), ignore_errors=True)
+        if path.name not in kept:
+            with contextlib.suppress(PermissionError):  # where what is being read must stay: the next time then
+                _remove(path.rename(path.with_suffix(".tmp")))  # renamed: who reads it finds it whole or gone
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _published(folder: Path, *suffixes: str) -> list[Path]:
     """The folders that `save_checkpoint` makes, and no others, in the order of their steps; all seen in one look."""
     try:
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if not entry.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
+            found = [Path(entry.path) for entry in entries if _may_be_folder(entry)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
     found = [p for p in found if p.suffix in (suffixes or ("",)) and p.stem.isdecimal()]
     return sorted((path for path in found if path.stem == f"{int(path.stem):08d}"), key=lambda path: int(path.stem))
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """False for a file or a link to nothing; true for what has gone since it was listed."""
+    return entry.is_dir() if entry.is_symlink() else not entry.is_file()
 
 
 def sealed(facts: Mapping[str, Any]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,8 @@ class Keeper:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of it or nothing, also where two processes write. Raises OSError."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """All of it or nothing. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.tmp")
     try:
         fresh.write_text(text)
         fresh.replace(path)

@@ -139,13 +139,29 @@ def test_a_study_that_goes_on_reaches_its_number_with_the_proposals_of_one_that_
     assert f"more trials: fmeta tune sinusoid {' '.join(QUICK[2:])} --run-dir" in out
 
 
+TOGETHER = """
+import os, pathlib, sys, time
+import optuna
+from fmeta.cli import main
+folder = pathlib.Path(sys.argv[1])
+(folder / f"{os.getpid()}.ready").touch()
+while len([*folder.glob("*.ready")]) < 2:  # imports take one longer than the other
+    time.sleep(0.01)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def test_processes_share_a_study_without_doing_a_trial_twice(tmp_path):
     database = f"sqlite:///{tmp_path / 'trials.db'}"
     command = [*QUICK, "--sampler", "random", "--trials", "16", "--storage", database]
-    processes = [begin(*command, "--run-dir", tmp_path / "study") for _ in range(2)]
+    words = [sys.executable, "-c", TOGETHER, str(tmp_path), *command, "--run-dir", str(tmp_path / "study")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(words, env=os.environ, **pipes) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     own = [{int(line.split()[1][:-1]) for line in text.splitlines() if line.startswith("trial ")} for text in said]
+    assert own[0]
+    assert own[1]
     assert not own[0] & own[1]
     assert own[0] | own[1] == set(range(16))
     assert len({str(fields) for fields in proposed(tmp_path / "study")}) == 16

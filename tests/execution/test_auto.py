@@ -116,6 +116,14 @@ def test_of_processes_that_ask_at_once_one_measures_and_all_get_its_answer(tmp_p
     assert len((tmp_path / "runs").read_text()) <= 8  # two candidates: to warm up, and three times
 
 
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_one_slow_run_decides_nothing(repeats):
+    """The first that is timed, after the one to warm up."""
+    waits = iter([0, 0.4])
+    ways = {"a": lambda: time.sleep(next(waits, 0)), "b": lambda: time.sleep(0.1)}
+    assert _choices.fastest("slow once", ways, torch.device("cpu"), repeats=repeats) == "a"
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"q": 3}', '{"q": {}}', "\x00"])
 def test_a_damaged_memory_is_measured_again(tmp_path, content):
     (tmp_path / "choices.json").write_text(content)

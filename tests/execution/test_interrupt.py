@@ -83,6 +83,23 @@ def test_levels_around_it_stay():
     torch.testing.assert_close(vmap(grad(inner))(x), x.cos())
 
 
+def test_the_last_word_of_who_heard_it_stands():
+    """An interruption that was answered by another, or by an error `from` it, under any number of these."""
+
+    def answers(error):
+        with interruptible(), interruptible():
+            try:
+                struck(2)
+            except KeyboardInterrupt as interruption:
+                raise error from interruption
+
+    with pytest.raises(SystemExit) as caught:
+        answers(SystemExit(3))
+    assert caught.value.code == 3
+    with pytest.raises(ValueError, match="of its own"):
+        answers(ValueError("of its own"))
+
+
 def raises():
     raise ValueError("of its own")
 

@@ -85,6 +85,7 @@ def test_a_group_of_processes_has_its_cache_of_files_to_spare(tmp_path):
     assert group_memory(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
+    assert group_memory(tmp_path) == 100
     (tmp_path / "memory.stat").write_text("anon 500\nfile 400\ninactive_file 300\nactive_file 50\nshmem 50\n")
     assert group_memory(tmp_path) == 450
     (tmp_path / "memory.max").write_text("max\n")

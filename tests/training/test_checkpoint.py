@@ -274,6 +274,20 @@ def test_what_is_no_checkpoint_is_neither_listed_nor_removed(tmp_path):
     assert left == {"00000003", ".tmp", "3", "notes.old", "x", "x.tmp"}  # 00000004.tmp is half a checkpoint
 
 
+def test_a_link_to_a_checkpoint_is_one_and_a_link_to_nothing_is_none(tmp_path):
+    state, folder = state_of(), tmp_path / "checkpoints"
+    moved = save_checkpoint(tmp_path / "elsewhere", state, 2)
+    save_checkpoint(folder, state, 1)
+    (folder / "00000002").symlink_to(moved)
+    (folder / "00000003").symlink_to(tmp_path / "nowhere")
+    assert [step for step, _ in checkpoints(folder)] == [1, 2]
+    assert _bits(read_chosen(tmp_path, "last", lambda path: load_checkpoint(path, state))) == _bits(state)
+    prune(folder, keep={1})
+    assert [step for step, _ in checkpoints(folder)] == [1]
+    assert _bits(load_checkpoint(moved, state)) == _bits(state)  # the link is gone, not what it named
+    save_checkpoint(folder, state, 2)
+
+
 def test_a_missing_checkpoint_is_an_input_error(tmp_path):
     with pytest.raises(fmeta.InputError, match="00000009"):
         load_checkpoint(tmp_path / "00000009", _train_state())

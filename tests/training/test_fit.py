@@ -1,5 +1,6 @@
 """`fit`: it learns, keeps what it says, and a run is a function of its key, however often it was cut."""
 
+import errno
 import json
 import math
 
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, uniform
-from fmeta.training import _draw, _keeper, checkpoints, claimed, load_checkpoint
+from fmeta.training import _checkpoint, _draw, _keeper, checkpoints, claimed, load_checkpoint
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))
@@ -311,6 +312,24 @@ def test_interrupted_in_the_middle_of_torch_func_a_run_is_saved_at_its_step(tmp_
     assert 1 < steps_kept(tmp_path)[-1] < 40
     assert same_bits(train(tmp_path, resume=True), reference[1])
     assert lines_of(tmp_path) == lines_of(reference[0])
+
+
+@pytest.mark.parametrize("level", range(6, 12))
+def test_an_interruption_while_compiling_is_no_reason_to_run_eager(level):
+    with pytest.raises(KeyboardInterrupt), striking(level, KeyboardInterrupt):
+        train(scope="whole")
+
+
+def test_interrupted_where_nothing_can_be_saved_a_run_says_so(tmp_path, monkeypatch):
+    def interrupts(step, values):
+        raise KeyboardInterrupt
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_checkpoint, "_write", full)
+    with pytest.raises(fmeta.SaveError, match="No space left on device; there is no checkpoint yet"):
+        train(tmp_path, loggers=[interrupts])
 
 
 def test_a_checkpoint_that_was_being_replaced_comes_back_when_the_run_goes_on(tmp_path, reference):

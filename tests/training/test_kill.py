@@ -53,8 +53,9 @@ def _assert_same(one, two):
 def _killed_past(step, run, *arguments):
     """A run that was killed after so many steps; begun anew where it was over first, as can be on a busy machine."""
     for _ in range(5):
-        process = _fmeta("train", *SMALL, *arguments, "--run-dir", str(run))
+        process, deadline = _fmeta("train", *SMALL, *arguments, "--run-dir", str(run)), time.monotonic() + 200
         while process.poll() is None and max(_steps(run), default=0) <= step:
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         process.kill()
         output, _ = process.communicate()

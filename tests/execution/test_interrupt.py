@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import sys
 
 import pytest
 import torch
@@ -83,21 +84,27 @@ def test_levels_around_it_stay():
     torch.testing.assert_close(vmap(grad(inner))(x), x.cos())
 
 
-def test_the_last_word_of_who_heard_it_stands():
-    """An interruption that was answered by another, or by an error `from` it, under any number of these."""
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_last_word_of_who_heard_it_stands(layers):
+    """An interruption that was answered by another, or by an error `from` it."""
 
-    def answers(error):
-        with interruptible(), interruptible():
+    def answers(layers, answer):
+        with interruptible():
+            if layers > 1:
+                answers(layers - 1, answer)
             try:
                 struck(2)
             except KeyboardInterrupt as interruption:
-                raise error from interruption
+                answer(interruption)
+
+    def refuses(interruption):
+        raise ValueError("of its own") from interruption
 
     with pytest.raises(SystemExit) as caught:
-        answers(SystemExit(3))
+        answers(layers, lambda _: sys.exit(3))
     assert caught.value.code == 3
     with pytest.raises(ValueError, match="of its own"):
-        answers(ValueError("of its own"))
+        answers(layers, refuses)
 
 
 def raises():

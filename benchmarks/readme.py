@@ -203,8 +203,8 @@ def long_run_lines():
         )
     if soak:
         yield (
-            f"- {soak['steps']:,} meta-steps with validation, checkpoints and TensorBoard: memory grew by "
-            f"{100 * soak['growth']:.1f}%, {soak['handles'][0]} to {soak['handles'][1]} open files."
+            f"- {soak['steps']:,} meta-steps with validation, checkpoints and TensorBoard: memory changed by "
+            f"{100 * soak['growth']:+.2f}%, {soak['handles'][0]} to {soak['handles'][1]} open files."
         )
     if ranks:
         yield (

@@ -105,9 +105,10 @@ def killed(folder, kills=3, seed=0):
         run = folder / f"killed-{number}"
 
         def strike(process, run=run, saving=number % 2):
+            deadline = time.monotonic() + 200
             if saving:
                 while process.poll() is None and not any((run / "checkpoints").glob("*.tmp")):
-                    pass
+                    assert time.monotonic() < deadline
             else:
                 time.sleep(0.05 * generator.random())
             process.kill()

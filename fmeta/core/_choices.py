@@ -37,7 +37,8 @@ def fastest(
     repeats: int = 3,
     level: int = logging.DEBUG,
 ) -> str:
-    """The name of the candidate that takes the least time, by the best of up to `repeats` runs after one to warm up.
+    """The name of the candidate that takes the least time, by the best of its runs after one to warm up: `repeats`, or
+    two where it is far behind in both.
 
     The answer is kept for this machine: the same question gets the same answer in every other process, so that a
     resumed run computes the same bits, and of several that ask at once one measures, undisturbed by the others.

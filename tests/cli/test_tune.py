@@ -406,10 +406,7 @@ def test_the_grid_of_a_range_rises_from_end_to_end(points, low, width, log, whol
         (["--hidden", "4,8"], "tune(hidden='4,8'): each value is several numbers"),
         (["--inner-lr", "0.1,0.1"], "tune(inner_lr='0.1,0.1'): a value is given twice"),
         (["--inner-lr", "0.1,0.10"], "tune(inner_lr='0.1,0.10'): a value is given twice"),
-        (
-            ["--validation-tasks", "5,200"],
-            "tune(validation_tasks='5|200'): it changes where a trial runs, or how",
-        ),
+        (["--validation-tasks", "5,200"], "tune(validation_tasks='5|200'): it changes where a trial runs, or how"),
         (["--threads", "1,2"], "tune(threads='1|2'): it changes where a trial runs"),
         (["--inner-lr", "0.1:1", "--inner-lr", "0.1"], "tune(inner_lr): it is given twice"),
         (["--inner-lr", ","], "tune(inner_lr=','): no values"),

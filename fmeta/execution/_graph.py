@@ -56,7 +56,8 @@ def compile_graph(
         Exception: whatever tracing and compiling raise.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = [leaves[i] for i in places]
+    # each its own: of one tensor in two places the trace would make one input, for all later calls too
+    tensors = [leaves[i].detach().requires_grad_(leaves[i].requires_grad) for i in places]
     _refuse_odd("an argument", leaves)
     shape: Any = None  # of the result: its structure, and what is no tensor in it
     fixed: dict[int, Any] = {}

@@ -302,6 +302,20 @@ def compiled_equals_eager(case: Case) -> Skipped:
     return None
 
 
+def compiled_on_aliased_arguments_equals_eager(case: Case) -> Skipped:
+    """A first call that passes one tensor in two places is no promise that later calls do."""
+    tasks = case.tasks
+    if not tree_leaves(tasks.support):
+        return "the tasks have no support set to stand for the query too"
+    eager = meta_grad(case.learner)
+    run = compile(eager, backend=case.backend)
+    aliased = tasks._replace(query=tasks.support)
+    apart = tasks._replace(query=tree_map(lambda leaf: leaf.flip(0), tasks.support))
+    near(run(case.meta, aliased), eager(case.meta, tree_map(torch.clone, aliased)), "support and query one tensor")
+    near(run(case.meta, apart), eager(case.meta, apart), "two tensors, after a call with one")
+    return None
+
+
 LAWS: dict[str, Callable[[Case], Skipped]] = {
     law.__name__.replace("_", " "): law
     for law in (
@@ -310,7 +324,7 @@ LAWS: dict[str, Callable[[Case], Skipped]] = {
         evolution_projects_the_exact_gradient, difference_is_meta_minus_fast, losses_are_the_querys,
         adaptation_uses_the_support_targets, batch_equals_loop, padding_changes_nothing, pure,
         init_depends_on_the_key_alone, predictions_belong_to_their_examples, shapes_and_dtypes_are_metas,
-        compiled_equals_eager,
+        compiled_equals_eager, compiled_on_aliased_arguments_equals_eager,
     )
 }  # fmt: skip
 

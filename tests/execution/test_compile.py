@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
+from fmeta import testing
 from fmeta.core import fold
 from fmeta.execution import CompileWarning, RetraceWarning
 from fmeta.execution._straighten import straighten
@@ -322,3 +323,17 @@ def test_the_derivatives_of_a_linear_layer_have_no_transposed_results():
     for node in seen[0].graph.nodes:
         if node.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int):
             assert node.args[0].target not in products or len(node.args[0].users) > 1
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_a_first_call_on_one_tensor_in_two_places_is_no_promise(name):
+    learner, tasks, _ = LEARNERS[name]
+    law = "compiled on aliased arguments equals eager"
+    assert testing.check_learner(learner, tasks(KEY), laws=[law]).passed == [law]
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_one_tensor_in_two_places_is_two_inputs(backend):
+    x, y = torch.ones(3), torch.full((3,), 5.0)
+    run = fmeta.compile(lambda a, b: 2 * a + b, backend=backend)
+    assert [run(*pair)[0].item() for pair in ((x, x), (x, y), (y, x))] == [3.0, 7.0, 11.0]

@@ -15,7 +15,7 @@ from fmeta.testing import strategies
 ALL = sorted(LEARNERS)
 KEY = fmeta.key(5)
 DRAWN = "hypothesis examples"
-COMPILED = "compiled equals eager"
+COMPILED = ("compiled equals eager", "compiled on aliased arguments equals eager")
 
 
 def setup(name):
@@ -30,7 +30,7 @@ def grads(learner, gradient, meta, tasks):
 def pairs():
     for name in ALL:
         for law in testing.LAWS:
-            if law != COMPILED and law not in LEARNERS[name].broken:  # tests/execution compiles
+            if law not in COMPILED and law not in LEARNERS[name].broken:  # tests/execution compiles
                 yield name, law
 
 

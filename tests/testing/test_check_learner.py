@@ -13,7 +13,7 @@ from fmeta.core import fold
 KEY = fmeta.key(8)
 TASKS = vectors(KEY, tasks=3)
 MAML = LEARNERS["maml"].learner
-CHEAP = [law for law in testing.LAWS if law not in ("compiled equals eager", "batch equals loop")]
+CHEAP = [law for law in testing.LAWS if not law.startswith("compiled") and law != "batch equals loop"]
 
 
 class Head(torch.nn.Module):

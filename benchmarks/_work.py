@@ -7,11 +7,11 @@ from _report import interleaved
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta.core import fold, randint, uniform
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(0)
 

@@ -30,8 +30,8 @@ import fmeta
 from fmeta.core import fold, key, uniform
 from fmeta.models import conv4
 from fmeta.tasks import class_data, episodes
-from fmeta.training import Ranks
 from fmeta.training._draw import Batches
+from fmeta.training._ranks import Ranks
 from fmeta.training._steps import Steps
 
 TASKS = 8
@@ -59,7 +59,7 @@ def measure(tasks, steps, dtype):
         batch = batches.draw()
         state, _ = made.at(at, state.meta, batch)(state, batch)
         times.append(time.perf_counter() - begun)
-    parameters = torch.cat([leaf.reshape(-1) for leaf in torch.utils._pytree.tree_leaves(state.meta)])
+    parameters = torch.cat([leaf.reshape(-1) for leaf in fmeta.tree.tree_leaves(state.meta)])
     return times[3:], _all_reduces(len(parameters)), parameters
 
 

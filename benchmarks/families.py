@@ -25,10 +25,12 @@ import torch
 from _report import RESULTS, write
 
 import fmeta
-from fmeta.core import cache_folder, fold
+from fmeta.core import fold
 from fmeta.models import conv4, mlp, with_head
+from fmeta.operators import cache_folder
 from fmeta.tasks import batches, episodes, glyphs, omniglot, stream
-from fmeta.training import checkpoints, load_checkpoint, save_checkpoint
+from fmeta.training import load_checkpoint, save_checkpoint
+from fmeta.training._checkpoint import checkpoints
 
 ACCURACY = {"accuracy": fmeta.accuracy}
 WIDTH, MINUTES = 64, 3.0

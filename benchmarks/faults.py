@@ -28,8 +28,7 @@ from _report import write
 from safetensors.torch import load
 
 import fmeta
-from fmeta.training import checkpoints
-from fmeta.training._checkpoint import sealed
+from fmeta.training._checkpoint import checkpoints, sealed
 
 STEPS = 160
 SMALL = f"--iterations {STEPS} --save-every 20 --log-every 10 --hidden 64 64 --meta-batch 4 --eval-tasks 10".split()

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution._auto import _Counter
 from fmeta.tasks import class_data, episodes, omniglot
 

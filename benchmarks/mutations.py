@@ -22,12 +22,11 @@ from _report import write
 from rich.console import Console
 from rich.table import Table
 from torch.func import grad
-from torch.utils._pytree import tree_map
 
 import fmeta
-from fmeta.core import _tree as tree
-from fmeta.core import fold
-from fmeta.core._inner import over_tasks
+from fmeta.core import fold, tree
+from fmeta.core.tree import tree_map
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.testing import LAWS, LawError, check_learner, random_classification, random_regression
 
 F64 = torch.float64
@@ -162,7 +161,7 @@ FAULTS = [
 ]
 IMPORTS = {  # what a planted line needs
     "core/_inner.py": "",
-    "gradients/_unrolled.py": "from fmeta.core._tree import mean_tasks as tree_mean\n",
+    "gradients/_unrolled.py": "from fmeta.core.tree import mean_tasks as tree_mean\n",
 }
 
 

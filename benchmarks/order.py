@@ -51,11 +51,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves, tree_map
 
 NAMES = ("first_order", "unrolled", "adjoint", "truncated", "difference", "implicit")
 LEARNED = ("equal iterations", "equal wall clock")

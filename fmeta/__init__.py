@@ -1,118 +1,46 @@
 """Meta-learning as pure functions: exact, batched and compiled meta-gradients on torch.func."""
 
-from fmeta import execution, models, tasks, testing
-from fmeta._use import Adapted, Predictions, adapt
-from fmeta.core import (
-    At,
-    Examples,
-    GradFn,
-    InContext,
-    Info,
-    Inner,
-    InputError,
-    Learner,
-    MetaGradient,
-    Model,
-    Optimizer,
-    Solver,
-    Task,
-    accuracy,
-    adam,
-    adamw,
-    cg,
-    chain,
-    clip_by_global_norm,
-    convolution,
-    cosine_decay,
-    cross_entropy,
-    direct,
-    fold,
-    from_module,
-    key,
-    linear_decay,
-    masked,
-    momentum,
-    mse,
-    neumann,
-    per_step,
-    rmsprop,
-    sgd,
-    split,
-    step_decay,
-    trajectory,
-    with_precision,
-)
-from fmeta.evaluation import Comparison, Evaluation, adapt_tasks, compare, evaluate
-from fmeta.execution import OutOfMemoryError, capture, compile, peak_memory
-from fmeta.gradients import (
-    GradientReport,
-    adjoint,
-    check_meta_grad,
-    chunked,
-    difference,
-    evolution,
-    first_order,
-    implicit,
-    meta_grad,
-    multi_step,
-    skipping,
-    truncated,
-    unrolled,
-)
-from fmeta.learners import (
-    anil,
-    boil,
-    cavia,
-    encoder_based,
-    fine_tune,
-    gradient_based,
-    imaml,
-    in_context,
-    maml,
-    maml_plus_plus,
-    mann,
-    matching,
-    meta_curvature,
-    meta_sgd,
-    one_hot_error,
-    protomaml,
-    protonet,
-    relation,
-    reptile,
-    ridge,
-    starting_from,
-    supervised,
-    task_encoder,
-    transfer,
-    with_inner,
-)
-from fmeta.training import (
-    Logger,
-    NonFiniteError,
-    RanksDifferError,
-    SaveError,
-    Trainer,
-    TrainState,
-    fit,
-    load_checkpoint,
-    save_checkpoint,
-    tensorboard,
-    trainer,
-)
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Adapted", "At", "Comparison", "Evaluation", "Examples", "GradFn", "GradientReport", "InContext", "Info", "Inner",
-    "InputError", "Learner", "Logger", "MetaGradient", "Model", "NonFiniteError", "Optimizer", "OutOfMemoryError",
-    "Predictions", "RanksDifferError", "SaveError", "Solver", "Task", "TrainState", "Trainer", "accuracy", "adam",
-    "adamw", "adapt", "adapt_tasks", "adjoint", "anil", "boil", "capture", "cavia", "cg", "chain", "check_meta_grad",
-    "chunked", "clip_by_global_norm", "compare", "compile", "convolution", "cosine_decay", "cross_entropy",
-    "difference", "direct", "encoder_based", "evaluate", "evolution", "execution", "fine_tune", "first_order", "fit",
-    "fold", "from_module", "gradient_based", "imaml", "implicit", "in_context", "key", "linear_decay",
-    "load_checkpoint", "maml", "maml_plus_plus", "mann", "masked", "matching", "meta_curvature", "meta_grad",
-    "meta_sgd", "models", "momentum", "mse", "multi_step", "neumann", "one_hot_error", "peak_memory", "per_step",
-    "protomaml", "protonet", "relation", "reptile", "ridge", "rmsprop", "save_checkpoint", "sgd", "skipping", "split",
-    "starting_from", "step_decay", "supervised", "task_encoder", "tasks", "tensorboard", "testing", "trainer",
-    "trajectory", "transfer", "truncated", "unrolled", "with_inner", "with_precision",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from fmeta import execution, models, tasks, testing
+    from fmeta.core import *
+    from fmeta.evaluation import *
+    from fmeta.execution import *
+    from fmeta.gradients import *
+    from fmeta.learners import *
+    from fmeta.models import from_module
+    from fmeta.operators import *
+    from fmeta.training import *
+
+__version__ = "0.2.0"
+
+_WHOLE = ("core", "operators", "gradients", "learners", "execution", "evaluation", "training")  # all their names
+_PARTS = {"models": ("from_module",)}  # these names
+_PACKAGES = ("cli", "models", "tasks", "testing", *_WHOLE)
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for, from the package that has it: `import fmeta` waits for none of them, nor for torch."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"fmeta.{name}")
+    if name == "__all__":
+        return sorted({*_PACKAGES, *_homes()})
+    if not name.startswith("_"):
+        homes = _homes()
+        if name in homes:
+            return globals().setdefault(name, getattr(importlib.import_module(f"fmeta.{homes[name]}"), name))
+    raise AttributeError(f"module 'fmeta' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__getattr__("__all__"), "__version__"]
+
+
+def _homes() -> dict[str, str]:
+    """Every name that the packages make public here, and the package that has it."""
+    whole = {name: package for package in _WHOLE for name in importlib.import_module(f"fmeta.{package}").__all__}
+    return whole | {name: package for package, names in _PARTS.items() for name in names}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fmeta.core import Examples, InputError, Learner, Tree, key, trajectory
-from fmeta.core._inner import over_tasks
 from fmeta.evaluation import class_shares
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks import ClassData, image_folder, read_images
 from fmeta.tasks._episodes import look_up
 from fmeta.tasks._images import OnError, is_image

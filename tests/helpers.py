@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch._functorch.eager_transforms import grad_increment_nesting
 from torch._functorch.vmap import vmap_increment_nesting
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import fmeta
 from fmeta import Learner
 from fmeta.core import fold, normal, permutation
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from fmeta.testing import distance, random_classification, random_regression
 
 __all__ = [

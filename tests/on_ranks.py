@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta.core import key
+from fmeta.core.tree import tree_leaves
 
 
 def train(*, bad_tasks=(), **options):

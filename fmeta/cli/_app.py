@@ -28,10 +28,13 @@ from fmeta.cli._run import open_run, read_recipe
 from fmeta.cli._train import train_run
 from fmeta.cli._trained import LoadOptions, load, measure
 from fmeta.cli._tune import tune_command
-from fmeta.core import InputError, fold, nearest
-from fmeta.execution import OutOfMemoryError, interruptible
+from fmeta.core import InputError, fold
+from fmeta.core._checks import nearest
+from fmeta.execution import OutOfMemoryError
+from fmeta.execution._interrupt import interruptible
 from fmeta.gradients import check_meta_grad
-from fmeta.training import NonFiniteError, OtherRankError, RanksDifferError, SaveError
+from fmeta.training import NonFiniteError, RanksDifferError, SaveError
+from fmeta.training._ranks import OtherRankError
 
 _USAGE = f"""usage: fmeta COMMAND
 

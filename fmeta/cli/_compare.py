@@ -14,7 +14,8 @@ from rich.table import Table
 from fmeta.cli import _show as show
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._trained import LoadOptions, load, measure
-from fmeta.core import InputError, nearest
+from fmeta.core import InputError
+from fmeta.core._checks import nearest
 from fmeta.evaluation import Comparison, Evaluation, compare
 
 _OWN = ("seed", "query", "norm")  # what a run may have of its own and still take another's tasks

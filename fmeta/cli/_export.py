@@ -21,7 +21,7 @@ from fmeta.cli import _show as show
 from fmeta.cli._run import open_run
 from fmeta.cli._trained import read_chosen
 from fmeta.core import InputError
-from fmeta.training import read_checkpoint
+from fmeta.training._checkpoint import read_checkpoint
 
 _META = "meta."  # what the names of the meta-parameters begin with in a checkpoint
 

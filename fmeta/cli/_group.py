@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from fmeta.cli import _show as show
 from fmeta.core import InputError
-from fmeta.training import Ranks
+from fmeta.training._ranks import Ranks
 
 
 @contextlib.contextmanager

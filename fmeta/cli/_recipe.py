@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key
+from fmeta.core.tree import tree_map
 from fmeta.execution import Scope
 from fmeta.learners import append
 from fmeta.tasks import Episodes, Sampler, Split
 
 _COMPARING = ("protonet", "matching", "relation", "ridge", "task_encoder", "mann", "transfer", "transfer")
-_VALIDATION, _TEST = (1 << 40) + 1, (1 << 40) + 2  # children of the run's key beside training's
 
 
 class Experiment(NamedTuple):
@@ -179,16 +178,20 @@ class Recipe(ABC):
 
     def validation(self, count: int) -> Task:
         """The fixed list of validation tasks: the same for the same seed."""
-        return self.sampler("validation")(fold(self.key(), _VALIDATION), count)
+        return self.sampler("validation")(fold(self.key(), "validation tasks"), count)
 
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""
-        return self.sampler("test")(fold(self.key(), _TEST), count)
+        return self.sampler("test")(fold(self.key(), "test tasks"), count)
 
     def test_classes(self, count: int) -> tuple[torch.Tensor, tuple[str, ...]] | None:
         """Which class each label of the test tasks stands for, and all names; None for a recipe without classes."""
         source = self.sampler("test")
-        return (source.classes(fold(self.key(), _TEST), count), source.names) if isinstance(source, Episodes) else None
+        return (
+            (source.classes(fold(self.key(), "test tasks"), count), source.names)
+            if isinstance(source, Episodes)
+            else None
+        )
 
     # what a recipe of one domain decides
     @abstractmethod

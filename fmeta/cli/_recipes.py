@@ -11,7 +11,8 @@ import torch
 
 import fmeta
 from fmeta.cli._recipe import Recipe
-from fmeta.core import InputError, Learner, Model, nearest
+from fmeta.core import InputError, Learner, Model
+from fmeta.core._checks import nearest
 from fmeta.execution import Scope
 from fmeta.tasks import ClassData, Episodes, Sampler, Split, batches, episodes, glyphs, omniglot, sinusoid, stream
 

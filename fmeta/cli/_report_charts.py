@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from fmeta.cli import _show as show
 from fmeta.cli._trained import Trained
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.evaluation import Evaluation
 
 _POINTS = 400  # of a line, at most: more would only make the page heavy

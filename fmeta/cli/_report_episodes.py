@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fmeta.cli._trained import Trained
-from fmeta.core import Task, Tree, trajectory
-from fmeta.core import _tree as tree
+from fmeta.core import Task, Tree, trajectory, tree
 from fmeta.evaluation import class_shares
 
 _SUPPORT, _QUERY = 5, 20  # pictures of a class, of an episode, at most

@@ -27,8 +27,8 @@ from fmeta.cli._group import launch
 from fmeta.cli._recipe import Recipe, differences
 from fmeta.cli._recipes import recipe_class
 from fmeta.core import InputError
-from fmeta.execution import plan
-from fmeta.training import write_whole
+from fmeta.execution._compile import plan
+from fmeta.training._keeper import write_whole
 
 
 class Run(NamedTuple):

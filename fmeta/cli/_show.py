@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fmeta.core import Learner, Task, Tree, trajectory
-from fmeta.core import _tree as tree
+from fmeta.core import Learner, Task, Tree, trajectory, tree
 from fmeta.evaluation import Evaluation
 from fmeta.gradients import GradientReport
 

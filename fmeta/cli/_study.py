@@ -30,7 +30,8 @@ from fmeta.cli._recipe import Recipe
 from fmeta.cli._run import read_recipe, write_recipe
 from fmeta.cli._space import Space
 from fmeta.core import InputError, fold, key
-from fmeta.training import SaveError, lock_of, write_whole
+from fmeta.training import SaveError
+from fmeta.training._keeper import lock_of, write_whole
 
 _WAITS = 60.0  # seconds, while another process writes
 

@@ -17,19 +17,12 @@ from fmeta.cli._run import Run, change_run, check_resume, create_run, new_folder
 from fmeta.cli._trained import Trained, measure
 from fmeta.core import InputError, Tree
 from fmeta.evaluation import evaluate
-from fmeta.execution import compiler_problem, interruptible
-from fmeta.training import (
-    Logger,
-    Ranks,
-    SaveError,
-    TrainState,
-    best_checkpoint,
-    checkpoints,
-    claimed,
-    fit,
-    tensorboard,
-    write_whole,
-)
+from fmeta.execution._compile import compiler_problem
+from fmeta.execution._interrupt import interruptible
+from fmeta.training import Logger, SaveError, TrainState, fit, tensorboard
+from fmeta.training._checkpoint import best_checkpoint, checkpoints
+from fmeta.training._keeper import claimed, write_whole
+from fmeta.training._ranks import Ranks
 
 
 def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False, *, events: bool = True) -> Run:

@@ -10,9 +10,11 @@ from typing import NamedTuple, TypeVar
 
 from fmeta.cli._recipe import Recipe
 from fmeta.cli._run import open_run
-from fmeta.core import InputError, Learner, Tree, nearest
+from fmeta.core import InputError, Learner, Tree
+from fmeta.core._checks import nearest
 from fmeta.evaluation import Evaluation, evaluate
-from fmeta.training import best_checkpoint, checkpoints, load_checkpoint, trainer
+from fmeta.training import load_checkpoint, trainer
+from fmeta.training._checkpoint import best_checkpoint, checkpoints
 
 T = TypeVar("T")
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch.utils._pytree import tree_leaves
 
 from fmeta.cli import _show as show
 from fmeta.cli._group import ended_by_sigterm
@@ -29,8 +28,11 @@ from fmeta.cli._space import Range, Space, options_of, space_of
 from fmeta.cli._study import Study, Trial, answering, known_study, open_study, settled_url
 from fmeta.cli._train import fit_run, scope_here
 from fmeta.cli._tune_results import conclude, short
-from fmeta.core import InputError, check_counts
-from fmeta.execution import OutOfMemoryError, interruptible
+from fmeta.core import InputError
+from fmeta.core._checks import check_counts
+from fmeta.core.tree import tree_leaves
+from fmeta.execution import OutOfMemoryError
+from fmeta.execution._interrupt import interruptible
 from fmeta.training import NonFiniteError, SaveError
 
 _VALIDATIONS = 10  # of a trial, each a chance to prune it

@@ -1,21 +1,9 @@
 """The vocabulary and the parts every algorithm is made of."""
 
-from fmeta.core._checks import (
-    InputError,
-    check_counts,
-    check_meta,
-    check_model,
-    check_optimizer,
-    check_pattern,
-    check_tasks,
-    nearest,
-    refuse_compiled,
-)
-from fmeta.core._choices import cache_folder, choices, fastest, machine, prefer
+from fmeta.core import tree
+from fmeta.core._checks import InputError
 from fmeta.core._inner import trajectory
 from fmeta.core._losses import accuracy, cross_entropy, mse
-from fmeta.core._lowerings import convolution
-from fmeta.core._model import from_module
 from fmeta.core._optim import (
     adam,
     adamw,
@@ -45,6 +33,7 @@ from fmeta.core._types import (
     Model,
     Optimizer,
     Stage,
+    Staged,
     Task,
     Tree,
     eager,
@@ -52,10 +41,8 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
-    "Optimizer", "Precision", "Solver", "Stage", "Task", "Tree", "accuracy", "adam", "adamw", "cache_folder", "cg",
-    "chain", "check_counts", "check_meta", "check_model", "check_optimizer", "check_pattern", "check_tasks",
-    "choice", "choices", "clip_by_global_norm", "convolution", "cosine_decay", "cross_entropy", "direct", "eager",
-    "fastest", "fold", "from_module", "key", "linear_decay", "machine", "masked", "momentum", "mse", "nearest",
-    "neumann", "normal", "per_step", "permutation", "prefer", "randint", "refuse_compiled", "rmsprop", "sgd",
-    "split", "step_decay", "trajectory", "uniform", "with_precision",
+    "Optimizer", "Precision", "Solver", "Stage", "Staged", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain",
+    "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key",
+    "linear_decay", "masked", "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint",
+    "rmsprop", "sgd", "split", "step_decay", "trajectory", "tree", "uniform", "with_precision",
 ]  # fmt: skip

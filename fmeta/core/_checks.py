@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
-from fmeta.core._tree import leaf_names, matching
+from fmeta.core._torch import compiled_by_torch, is_fake
 from fmeta.core._types import Examples, Optimizer, Task, Tree
+from fmeta.core.tree import leaf_names, matching, named_leaves, tree_leaves
 
 
 class InputError(ValueError):
@@ -60,7 +59,7 @@ def hidden(t: Tensor) -> bool:
     """Whether values cannot be looked at now: a graph is being traced or captured, or there are none."""
     if torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing()):
         return True
-    return isinstance(torch.func.debug_unwrap(t), FakeTensor)
+    return is_fake(t)
 
 
 def check_tasks(call: str, tasks: Task) -> int:
@@ -80,13 +79,13 @@ def check_tasks(call: str, tasks: Task) -> int:
         if not isinstance(examples, Examples):
             raise InputError(f"{call}: tasks.{name} is a {type(examples).__name__}; expected fmeta.Examples(x, y)")
         lengths: dict[str, int] = {}
-        for path, leaf in tree_flatten_with_path(examples)[0]:
-            where = f"{name}.{getattr(path[0], 'name', path[0])}"
+        for path, leaf in named_leaves(examples).items():
+            where = f"{name}.{path.partition('.')[0]}"
             if not isinstance(leaf, Tensor) or leaf.ndim < 2:
                 came = str(list(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise InputError(
                     f"{call}: tasks.{where} is {came}; expected a tensor [task, example, ...] with a leading task "
-                    "axis; for a single task add one with torch.utils._pytree.tree_map(lambda t: t[None], task)"
+                    "axis; for a single task add one with fmeta.tree.tree_map(lambda t: t[None], task)"
                 )
             counts[where], lengths[where] = leaf.shape[0], leaf.shape[1]
         if name == "support" and not lengths:
@@ -116,11 +115,11 @@ def check_support(call: str, support: Examples) -> None:
 
 def check_meta(call: str, meta: Tree) -> None:
     """Meta-parameters are floating tensors that do not require grad."""
-    pairs = tree_flatten_with_path(meta)[0]
-    if not pairs:
+    named = named_leaves(meta)
+    if not named:
         raise InputError(f"{call}: meta has no leaves; expected a tree of parameters; start from learner.init(key)")
-    for path, leaf in pairs:
-        name = "meta" + "".join(str(step) for step in path)
+    for path, leaf in named.items():
+        name = f"meta.{path}" if path else "meta"
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             came = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise InputError(
@@ -181,7 +180,7 @@ def refuse_compiled(call: str, *values: Any) -> None:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, torch._dynamo.OptimizedModule) or hasattr(value, "_torchdynamo_orig_callable"):
+        if compiled_by_torch(value):
             raise InputError(
                 f"{call}: the model is wrapped by torch.compile; expected a plain one, because torch.func "
                 "differentiates only what it can see into; pass the original, and compile the outside: "

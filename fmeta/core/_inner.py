@@ -1,30 +1,17 @@
-"""The inner loop: one task, one step, and the one place where the task axis enters."""
+"""The inner loop of one task, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_support
-from fmeta.core._operators import TaskOperators
 from fmeta.core._random import fold
 from fmeta.core._types import At, Examples, Inner, Tree
-
-
-def over_tasks(function: Callable[..., Any], shared: tuple[int, ...] = (0,)) -> Callable[..., Any]:
-    """`function` over a leading task axis of its arguments, except those at the positions in `shared`."""
-
-    def batched(*args: Tree) -> Tree:
-        in_dims = tuple(None if i in shared or not tree.tree_leaves(a) else 0 for i, a in enumerate(args))
-        with TaskOperators():
-            return vmap(function, in_dims=in_dims, randomness="error")(*args)
-
-    return batched
 
 
 def at_step(index: Tensor, task_key: Tree) -> At:

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_model, nearest
+from fmeta.core._torch import fast_bfloat16
 from fmeta.core._types import Model, Tree
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -75,6 +76,4 @@ def _lacks(precision: str, device: torch.device) -> str | None:
         return None if torch.cuda.get_device_capability(device) >= (8, 0) else "compute capability 8.0"
     if precision == "tf32":
         return "the tensor cores of a CUDA device"
-    # software can do it anywhere, many times slower than float32
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.backends.cpu.get_cpu_capability().startswith("SVE")
-    return None if fast else "a processor with AVX-512 or AMX"
+    return None if fast_bfloat16() else "a processor with AVX-512 or AMX"

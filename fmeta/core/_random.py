@@ -9,6 +9,8 @@ key may be used for both. Not for cryptography.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,7 @@ def _signed(n: int) -> int:
 
 _CHILD = _signed(0xD1B54A32D192ED03)  # the streams of a key
 _DRAW = _signed(0x8CB92BA72F3D8DD7)
+_NAMED = _signed(0xF1357AEA2E62A9C5)
 
 
 @torch.library.custom_op("fmeta::mix", mutates_args=(), schema="(Tensor z) -> Tensor")
@@ -60,15 +63,25 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     return _mix(torch.tensor(_signed(seed), dtype=torch.int64, device=device))
 
 
-def fold(key: Tensor, n: int | Tensor) -> Tensor:
+def fold(key: Tensor, n: int | Tensor | str) -> Tensor:
     """The `n`-th child of a key. A tensor of numbers gives a tensor of keys of that shape.
+
+    A word names a stream, the child for one purpose (`fold(key, "validation tasks")`), which no number reaches.
 
     Raises InputError for what is no key.
     """
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
         came = key.dtype if isinstance(key, Tensor) else type(key).__name__
         raise InputError(f"fold: the key is {came}; expected an int64 tensor; use fmeta.key(seed)")
+    if isinstance(n, str):
+        return _mix(key ^ _stream(n))
     return _mix(key ^ (n.to(torch.int64) ^ _CHILD if isinstance(n, Tensor) else _signed(n) ^ _CHILD))
+
+
+@functools.cache
+def _stream(purpose: str) -> int:
+    """The 64 bits that stand for a word, apart from those for numbers."""
+    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little", signed=True) ^ _NAMED
 
 
 def split(key: Tensor, count: int) -> Tensor:

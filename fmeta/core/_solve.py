@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts
 from fmeta.core._types import Tree
 

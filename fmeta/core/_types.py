@@ -7,6 +7,7 @@ A *tree* is any nest of tuples, lists, dicts and named tuples with tensors for l
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -114,6 +115,25 @@ class Info(NamedTuple):
 
 GradFn = Callable[[Tree, Task], tuple[Tree, Info]]  # meta, a batch of tasks -> meta-gradient, info
 Stage = Callable[[Callable[..., Any]], Callable[..., Any]]  # wraps a piece of work: `eager`, or `fmeta.compile`
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A function whose input can be checked before it is traced, and which can be built anew in compiled pieces.
+
+    What `meta_grad` returns, and the `step` of a `Trainer`: `fmeta.compile` asks it for both.
+    """
+
+    run: Callable[..., Any]
+    check: Callable[..., None]  # takes the same arguments; raises InputError for those that do not fit
+    build: Callable[[Stage], Callable[..., Any]]  # the same function, with a stage around each piece of its work
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.run(*args, **keywords)
+
+    @property
+    def __name__(self) -> str:
+        return self.run.__name__
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fmeta.core import Learner, Task, Tree, check_meta, check_tasks
-from fmeta.core._inner import over_tasks
+from fmeta.core import Learner, Task, Tree
+from fmeta.core._checks import check_meta, check_tasks
+from fmeta.operators._over_tasks import over_tasks
 
 
 def adapt_tasks(learner: Learner, meta: Tree, tasks: Task) -> Tree:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Learner, Task, Tree
-from fmeta.core import _tree as tree
+from fmeta.core import Examples, InputError, Learner, Task, Tree, tree
 from fmeta.core._losses import weighted_mean
 
 

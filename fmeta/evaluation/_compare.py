@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from fmeta.core import InputError, nearest
+from fmeta.core import InputError
+from fmeta.core._checks import nearest
 from fmeta.evaluation._evaluate import Evaluation
 from fmeta.evaluation._intervals import bootstrap_means, percentiles95
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, Task, Tree, check_counts, check_meta, check_tasks
-from fmeta.core import _tree as tree
-from fmeta.core._inner import over_tasks, trajectory
+from fmeta.core import InputError, Learner, Task, Tree, tree
+from fmeta.core._checks import check_counts, check_meta, check_tasks
+from fmeta.core._inner import trajectory
 from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
-from fmeta.execution import interruptible
+from fmeta.execution._interrupt import interruptible
+from fmeta.operators._over_tasks import over_tasks
 
 
 class Evaluation(NamedTuple):

@@ -1,19 +1,9 @@
 """How a step is run: eager is correct, compiled is fast, and both are tested to agree."""
 
 from fmeta.execution._capture import capture
-from fmeta.execution._compile import (
-    CompileWarning,
-    Execution,
-    RetraceWarning,
-    Scope,
-    compile,
-    compiler_problem,
-    plan,
-)
-from fmeta.execution._interrupt import interruptible
-from fmeta.execution._memory import MemoryAdvice, OutOfMemoryError, peak_memory
+from fmeta.execution._compile import CompileWarning, RetraceWarning, Scope, compile
+from fmeta.execution._memory import OutOfMemoryError, peak_memory
 
 __all__ = [
-    "CompileWarning", "Execution", "MemoryAdvice", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile",
-    "compiler_problem", "interruptible", "peak_memory", "plan",
+    "CompileWarning", "OutOfMemoryError", "RetraceWarning", "Scope", "capture", "compile", "peak_memory",
 ]  # fmt: skip

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from fmeta.core import fastest
+from fmeta.core._torch import DispatchMode, mark_compiled
+from fmeta.core.tree import tree_leaves
 from fmeta.execution._signature import signature
+from fmeta.operators._choices import fastest
 
 _log = logging.getLogger("fmeta")
 _LONGEST_GRAPH = 4000  # operations of one eager call; beyond, one graph compiles for many minutes
@@ -31,7 +31,7 @@ def measured(function: Callable[..., Any], compile: Callable[..., Any]) -> Calla
             chosen = _choose(function, compile, args, keywords)
         return chosen(*args, **keywords)
 
-    call._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
+    mark_compiled(call, function)
     return call
 
 
@@ -60,11 +60,11 @@ def _stages(function: Any) -> list[str]:
         names.append(stage.__name__)
         return stage
 
-    function.staged(spy)
+    function.build(spy)
     return names
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Counts the operations that reach the device."""
 
     def __init__(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from fmeta.core._torch import copy_all
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_unflatten
 from fmeta.execution._compile import CompileWarning
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._signature import differences, signature
@@ -91,6 +92,6 @@ class _Graph:
             self.outputs, self.structure = tree_flatten(step(*mine, **named))
 
     def __call__(self, args: Any, keywords: Any) -> Any:
-        torch._foreach_copy_(self.inputs, tree_flatten((args, keywords))[0])
+        copy_all(self.inputs, tree_flatten((args, keywords))[0])
         self.graph.replay()
         return tree_unflatten([leaf.clone() for leaf in self.outputs], self.structure)

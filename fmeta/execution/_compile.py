@@ -16,10 +16,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from fmeta.core import InputError, Stage, eager, nearest
+from fmeta.core import InputError, Stage, Staged, eager
+from fmeta.core._checks import nearest
+from fmeta.core._torch import mark_compiled, watched
+from fmeta.core.tree import tree_flatten
 from fmeta.execution import _graph
 from fmeta.execution._auto import measured
-from fmeta.execution._graph import Backend, compile_graph, flatten
+from fmeta.execution._graph import Backend, compile_graph
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._signature import differences, kind, settings, signature
 
@@ -79,18 +82,18 @@ def compile(
             return function
     if scope == "whole":
         return _one_graph(function, backend)
-    if not hasattr(function, "staged"):
+    if not isinstance(function, Staged):
         raise InputError(
             f"compile({_name(function)}, scope={scope!r}): expected a function from meta_grad or trainer, whose stages "
             "are known; use scope='whole'"
         )
     if scope == "step":
-        return function.staged(functools.partial(compile, backend=backend))
+        return function.build(functools.partial(compile, backend=backend))
     return measured(function, functools.partial(compile, backend=backend))
 
 
 def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
-    name, check = _name(function), getattr(function, "check", None)
+    name, check = _name(function), function.check if isinstance(function, Staged) else None
     graphs: dict[Any, Callable[..., Any]] = {}
     latest: dict[str, str] | None = None  # the inputs it was last compiled for
     failed = False
@@ -98,9 +101,9 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
     @functools.wraps(function, updated=())
     def compiled(*args: Any, **keywords: Any) -> Any:
         nonlocal latest, failed
-        if failed or _watched():
+        if failed or watched():
             return function(*args, **keywords)
-        leaves, structure = flatten((args, keywords))
+        leaves, structure = tree_flatten((args, keywords))
         key = structure, settings(), *map(kind, leaves)
         run = graphs.get(key)
         if run is not None:
@@ -124,7 +127,7 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
             )
         return run(leaves)
 
-    compiled._torchdynamo_orig_callable = function  # type: ignore[attr-defined]  # so that it is known as compiled
+    mark_compiled(compiled, function)
     return compiled
 
 
@@ -136,15 +139,6 @@ def _attempt(
             return compile_graph(function, leaves, structure, backend), ""
     except Exception as error:  # whatever a backend or the caller's own code may raise
         return None, _why(name, error)
-
-
-def _watched() -> bool:
-    """Whether someone outside must see every operation: a trace, a transform of torch.func, a dispatch mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -7,32 +7,19 @@ as long for these functions, and then a tenth of a millisecond at every call to 
 
 from __future__ import annotations
 
-import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._dynamo import lookup_backend
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fmeta.core._torch import named_backend, trace
+from fmeta.core.tree import tree_flatten
 from fmeta.execution._straighten import straighten
 
 Backend = str | Callable[..., Any]
 _FIT = (Tensor, int, float, complex, bool, str, bytes, types.NoneType, torch.dtype, torch.device)
-
-
-def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """Leaves and structure, in a tenth of the time of torch's own."""
-    return optree.tree_flatten(tree, none_is_leaf=True)
 
 
 class Unfit(Exception):
@@ -48,7 +35,7 @@ def compile_graph(
         function: called once, on fake tensors.
         leaves: of `(args, keywords)`. Those that are no tensors count as constants, as does all that `function` reads
             besides.
-        structure: of `(args, keywords)`, from `flatten`.
+        structure: of `(args, keywords)`, from `tree_flatten`.
         backend: of torch.compile.
 
     Raises:
@@ -68,7 +55,7 @@ def compile_graph(
         for i, tensor in zip(places, tensors, strict=True):
             mine[i] = tensor
         args, keywords = structure.unflatten(mine)
-        found, shape = flatten(function(*args, **keywords))
+        found, shape = tree_flatten(function(*args, **keywords))
         _refuse_odd("its result", found)
         fixed = {i: leaf for i, leaf in enumerate(found) if not isinstance(leaf, Tensor)}
         found = [leaf for leaf in found if isinstance(leaf, Tensor)]
@@ -76,12 +63,12 @@ def compile_graph(
             raise Unfit("its result requires grad; expected a function that takes its derivatives inside")
         return found
 
-    with _compiling():
-        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    graph = trace(flat, tensors)
     straighten(graph)
-    # the context is what keys torch's caches of graphs
-    with torch.no_grad(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
-        compiled = _compiler(backend, graph, tensors)(graph, tensors)
+    # one C++ program calls small kernels without a detour through Python; where large operators take the time anyway,
+    # a file for each kernel compiles on all cores
+    large = any(node.target is torch.ops.fmeta.convolve.default for node in graph.graph.nodes)
+    compiled = named_backend(backend, graph, tensors, not large and not any(t.is_cuda for t in tensors))
 
     def run(leaves: Sequence[Any]) -> Any:
         found = compiled(*[leaves[i] for i in places])
@@ -99,23 +86,3 @@ def _refuse_odd(whose: str, leaves: Sequence[Any]) -> None:
             raise Unfit(
                 f"{whose} holds a {type(leaf).__name__}; expected tensors and plain values in dicts, lists and tuples"
             )
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """What runs within sees `torch.compiler.is_compiling()`."""
-    before, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
-
-
-def _compiler(backend: Backend, graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    if backend != "inductor":
-        return lookup_backend(backend)
-    # one C++ program calls small kernels without a detour through Python; where large operators take the time anyway,
-    # a file for each kernel compiles on all cores
-    large = any(node.target is torch.ops.fmeta.convolve.default for node in graph.graph.nodes)
-    small = not large and not any(t.is_cuda for t in tensors)
-    return functools.partial(torch._inductor.compile, options={"cpp_wrapper": small})

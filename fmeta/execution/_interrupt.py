@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from torch._C import _functorch
+from fmeta.core._torch import LEVEL_EDGES, level_depth, pop_levels
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def interruptible() -> Iterator[None]:
     around it then find it in place of their own, and each raises an error that says so; and no tensor could be read
     any more. Here the levels are taken off, and what the signal raised comes out, from that error.
     """
-    depth, handled = _functorch.get_dynamic_layer_stack_depth(), sys.exception()
+    depth, handled = level_depth(), sys.exception()
     try:
         yield
     except BaseException as error:
@@ -28,8 +28,7 @@ def interruptible() -> Iterator[None]:
             if isinstance(before, KeyboardInterrupt | SystemExit) and not meant:
                 asked = asked or before
             meant = meant or before.__suppress_context__
-        while _functorch.get_dynamic_layer_stack_depth() > depth:
-            _POP[_functorch.peek_interpreter_stack().key()]()
+        pop_levels(depth)
         if asked is None or asked is error:
             raise
         raise asked from error
@@ -46,16 +45,6 @@ def _close_struck(error: BaseException) -> None:
     """Closes the generators of `with` statements that were struck just before or after their body: the last reference
     to them is in the traceback, and they would pop a level of somebody else's whenever that is dropped."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code in _EDGES:
+        if frame.f_code in LEVEL_EDGES:
             with contextlib.suppress(Exception):  # a level that is gone
                 frame.f_locals["self"].gen.close()
-
-
-_POP = {  # not pop_dynamic_layer_stack_and_undo_to_depth, which pops one too many in torch 2.11
-    _functorch.TransformType.Vmap: _functorch._vmap_decrement_nesting,
-    _functorch.TransformType.Grad: _functorch._grad_decrement_nesting,
-    _functorch.TransformType.Jvp: _functorch._jvp_decrement_nesting,
-    _functorch.TransformType.Functionalize: _functorch._func_decrement_nesting,
-}
-_MANAGER = contextlib._GeneratorContextManager
-_EDGES = (_MANAGER.__enter__.__code__, _MANAGER.__exit__.__code__)

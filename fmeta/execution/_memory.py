@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from fmeta.core import Learner, MetaGradient, Task, Tree
+from fmeta.core._torch import DispatchMode, fake_mode
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution._interrupt import interruptible
 from fmeta.gradients import adjoint, first_order, meta_grad, unrolled
 
@@ -29,14 +28,14 @@ def peak_memory(function: Callable[..., Any], *args: Tree) -> int:
     The function runs on tensors without data, so this takes no memory and little time, whatever the sizes. An allocator
     needs somewhat more, because it rounds up and its memory falls into pieces; compiled code as a rule needs less.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # what the function holds, such as data
+    mode = fake_mode()
     fake = tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args)
     with mode, _Living(tree_leaves(fake)) as living:
         function(*fake)
     return living.peak
 
 
-class _Living(TorchDispatchMode):
+class _Living(DispatchMode):
     """Adds up the storages that operations make, for as long as they are alive."""
 
     def __init__(self, known: list[Any]) -> None:

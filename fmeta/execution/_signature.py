@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeta.core._tree import named_leaves
+from fmeta.core._torch import autocast_is_on
+from fmeta.core.tree import named_leaves
 
 
 def kind(leaf: Any) -> Any:
@@ -19,7 +20,7 @@ def kind(leaf: Any) -> Any:
 
 def settings() -> tuple[Any, ...]:
     """The global state that decides what operations a function performs."""
-    if not torch._C._is_any_autocast_enabled():
+    if not autocast_is_on():
         return torch.is_grad_enabled(), torch.get_default_dtype()
     kinds = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
     return torch.is_grad_enabled(), torch.get_default_dtype(), *kinds

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import _inner
-from fmeta.core import _tree as tree
+from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
-from fmeta.core._inner import at_step, over_tasks
+from fmeta.core._inner import at_step
 from fmeta.core._types import Examples, Info, Inner, Learner, Task, Tree
+from fmeta.operators._over_tasks import over_tasks
 
 
 class Batched(NamedTuple):

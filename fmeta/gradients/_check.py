@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_meta, check_tasks, refuse_compiled
-from fmeta.core._inner import over_tasks
 from fmeta.core._random import fold, key, normal
 from fmeta.core._types import Learner, MetaGradient, Task, Tree
 from fmeta.gradients._batched import step_weights
 from fmeta.gradients._meta_grad import meta_grad
 from fmeta.gradients._replayed import first_order
 from fmeta.gradients._unrolled import objective
+from fmeta.operators._over_tasks import over_tasks
 
 
 class GradientReport(NamedTuple):

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, hidden
-from fmeta.core._choices import fastest
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._skipping import Skipping
+from fmeta.operators._choices import fastest
 
 Sized = Callable[[int], GradFn]  # the number of tasks -> the meta-gradient of so many
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError
-from fmeta.core._inner import over_tasks
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._batched import inner_of
+from fmeta.operators._over_tasks import over_tasks
 
 
 def difference() -> MetaGradient:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts
-from fmeta.core._inner import over_tasks
 from fmeta.core._random import fold, normal
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._batched import indices
-
-_NOISE = (1 << 40) + 1  # a child of the task's key that no step index reaches
+from fmeta.operators._over_tasks import over_tasks
 
 
 def evolution(sigma: float, pairs: int) -> MetaGradient:
@@ -80,7 +78,7 @@ class _Evolution:
 
 def perturbation(task_key: Tensor, index: Tensor, meta: Tree) -> Tree:
     """Standard normal noise shaped like meta: the `index`-th of a task."""
-    own = fold(fold(task_key, _NOISE), index)
+    own = fold(fold(task_key, "perturbations"), index)
     leaves, structure = tree.tree_flatten(meta)
     drawn = [normal(fold(own, i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
     return tree.tree_unflatten(drawn, structure)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from fmeta.core import _inner
-from fmeta.core import _tree as tree
+from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
-from fmeta.core._inner import at_step, over_tasks
+from fmeta.core._inner import at_step
 from fmeta.core._solve import Solver, cg, direct, neumann, residual
 from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._batched import batched, indices, inner_of, plain
+from fmeta.operators._over_tasks import over_tasks
 
 
 def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGradient:

@@ -8,10 +8,10 @@ from types import FunctionType
 import torch
 
 from fmeta.core._checks import InputError, check_meta, check_tasks
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, eager
+from fmeta.core._types import Info, Learner, MetaGradient, Stage, Staged, Task, Tree, eager
 
 
-def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Stage = eager) -> GradFn:
+def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Stage = eager) -> Staged:
     """`(meta, tasks) -> (meta-gradient, Info)` for a batch of tasks.
 
     Args:
@@ -40,6 +40,4 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
         with torch.no_grad():
             return grads(meta, tasks)
 
-    checked.check = check  # type: ignore[attr-defined]  # fmeta.compile calls it before it traces
-    checked.staged = lambda stage: meta_grad(learner, gradient, stage)  # type: ignore[attr-defined]
-    return checked
+    return Staged(checked, check, lambda stage: meta_grad(learner, gradient, stage))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vjp
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError
 from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._batched import as_weights, batched, indices, inner_of, plain, step_weights

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import hidden
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 

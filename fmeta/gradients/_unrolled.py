@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import grad
 
-from fmeta.core._inner import over_tasks, trajectory
+from fmeta.core._inner import trajectory
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 from fmeta.gradients._batched import as_weights, inner_of, step_weights
+from fmeta.operators._over_tasks import over_tasks
 
 Outcome = tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]  # what is minimised; the loss after adaptation, metrics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_model, check_optimizer
 from fmeta.core._losses import weighted_mean
 from fmeta.core._solve import cg

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._types import At, Examples, InContext, Inner, Learner, Optimizer, Tree
 from fmeta.learners._parts import with_inner
 

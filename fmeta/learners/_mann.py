@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from fmeta.core._checks import InputError, check_counts, check_labels, check_model
 from fmeta.core._losses import accuracy, cross_entropy, weighted_mean
 from fmeta.core._random import fold, uniform
 from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Model, Tree
+from fmeta.core.tree import tree_leaves
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_features, check_ways
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step

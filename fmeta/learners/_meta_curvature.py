@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import check_model, check_optimizer
 from fmeta.core._losses import weighted_mean
 from fmeta.core._optim import chain

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import check_model
 from fmeta.core._losses import weighted_mean
 from fmeta.core._optim import sgd

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern, check_support
 from fmeta.core._inner import descend
 from fmeta.core._losses import weighted_mean

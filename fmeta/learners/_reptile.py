@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer
 from fmeta.core._random import fold, permutation
 from fmeta.core._types import At, Examples, Learner, Loss, MetaGradient, Model, Optimizer
@@ -15,8 +15,6 @@ from fmeta.gradients import difference
 from fmeta.gradients._batched import inner_of
 from fmeta.learners._maml import maml
 from fmeta.learners._parts import Metrics, with_inner
-
-_SHUFFLES = 1 << 40  # a child of the task's key that no step index reaches
 
 
 def reptile(
@@ -67,7 +65,7 @@ def minibatches(size: int) -> Callable[[Examples, At], Examples]:
         first = at.index * size
         epoch = first // count
         # a minibatch crosses the end of an epoch at most once
-        shuffles = fold(at.task_key, _SHUFFLES)
+        shuffles = fold(at.task_key, "minibatches")
         order = torch.cat([permutation(fold(shuffles, epoch + e), count) for e in (0, 1)])
         rows = order.index_select(0, first - epoch * count + torch.arange(size, device=first.device))
         return tree.tree_map(lambda leaf: leaf.index_select(0, rows), support)

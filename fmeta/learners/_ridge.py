@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from fmeta.core._checks import InputError, check_model
 from fmeta.core._losses import cross_entropy
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
+from fmeta.core.tree import tree_leaves
 from fmeta.learners._classes import absence, check_features, check_ways, membership
 from fmeta.learners._parts import Metrics, encoder_based
 

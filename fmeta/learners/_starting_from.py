@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fmeta.core import _tree as tree
+from fmeta.core import tree
 from fmeta.core._checks import InputError
 from fmeta.core._types import Learner, Tree
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from fmeta.core import InputError, Model, Tree, from_module, nearest
-from fmeta.core._model import Norm
+from fmeta.core import InputError, Model, Tree
+from fmeta.core._checks import nearest
+from fmeta.models._from_module import Norm, from_module
 
 
 def backbone(

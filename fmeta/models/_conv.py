@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Model, fold
-from fmeta.core._pool import max_pool2x2
 from fmeta.models._layers import Params, avg_pool2x2, check_image, conv3x3, init_layer, linear
 from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize, normalize_pooled
+from fmeta.operators._pool import max_pool2x2
 
 _POOLS = {"max": max_pool2x2, "avg": avg_pool2x2}
 _MONOTONE = (torch.relu, torch.tanh, torch.sigmoid)  # these and max pooling change places

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
-from fmeta.core import InputError, Model, Tree, check_counts, check_model, fold
+from fmeta.core import InputError, Model, Tree, fold
+from fmeta.core._checks import check_counts, check_model
 from fmeta.core._similarity import cosines
+from fmeta.core.tree import tree_leaves
 from fmeta.models._layers import init_layer
 
 Head = Literal["linear", "cosine"]

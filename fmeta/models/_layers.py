@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core import InputError, fold, uniform
-from fmeta.core._pool import quarters
+from fmeta.operators._pool import quarters
 
 Params = dict[str, Tensor]
 

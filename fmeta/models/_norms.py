@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import InContext, InputError, Model, Tree, nearest
-from fmeta.core._norm import batch_norm, moments, rescale
-from fmeta.core._pool import max_pool2x2
+from fmeta.core import InContext, InputError, Model, Tree
+from fmeta.core._checks import nearest
 from fmeta.models._layers import Params, init_film, modulate
+from fmeta.operators._norm import batch_norm, moments, rescale
+from fmeta.operators._pool import max_pool2x2
 
 Norm = Literal["batch", "frozen", "support", "task", "group", "none"]
 _EPS = 1e-5

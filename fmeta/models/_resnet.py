@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core import InputError, Model, fold
-from fmeta.core._pool import max_pool2x2
 from fmeta.models._layers import Params, check_image, conv3x3, init_layer, linear
 from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize
+from fmeta.operators._pool import max_pool2x2
 
 
 def resnet12(

@@ -1,6 +1,6 @@
 """Where tasks come from: each source is a function `(key, count) -> Task`."""
 
-from fmeta.core import cache_folder
+from fmeta.operators import cache_folder
 from fmeta.tasks._batches import batches, stream
 from fmeta.tasks._download import fetch
 from fmeta.tasks._episodes import ClassData, Episodes, Split, class_data, episodes, from_labels, select_classes

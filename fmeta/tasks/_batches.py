@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from fmeta.core import Examples, InputError, Task, check_counts, fold, permutation, randint, uniform
-from fmeta.core._inner import over_tasks
+from fmeta.core import Examples, InputError, Task, fold, permutation, randint, uniform
+from fmeta.core._checks import check_counts
+from fmeta.core.tree import tree_map
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._episodes import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import Sampler, sampler
 

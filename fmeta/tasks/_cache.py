@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fmeta.core import cache_folder
+from fmeta.operators import cache_folder
 
 
 def cached_images(name: str, make: Callable[[], tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, permutation, randint, split
-from fmeta.core._inner import over_tasks
+from fmeta.core import Examples, InputError, Task, choice, fold, permutation, randint, split
+from fmeta.core._checks import check_counts
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._sampler import Sampler, sampler
 
 Split = Literal["train", "validation", "test"]

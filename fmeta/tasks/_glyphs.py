@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from fmeta.core import InputError, check_counts, fold, key, uniform
+from fmeta.core import InputError, fold, key, uniform
+from fmeta.core._checks import check_counts
 from fmeta.tasks._cache import cached_images
 from fmeta.tasks._episodes import ClassData, Split, class_data
 

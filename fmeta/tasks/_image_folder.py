@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from fmeta.core import InputError, check_counts
+from fmeta.core import InputError
+from fmeta.core._checks import check_counts
 from fmeta.tasks._episodes import ClassData, laid_out
 from fmeta.tasks._images import SUFFIXES, OnError, decode, is_image, square
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fmeta.core import InputError, check_counts
+from fmeta.core import InputError
+from fmeta.core._checks import check_counts
 
 OnError = Literal["raise", "skip"]
 SUFFIXES = (

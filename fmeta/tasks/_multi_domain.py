@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
-from fmeta.core import InputError, Task, fold, nearest, uniform
+from fmeta.core import InputError, Task, fold, uniform
+from fmeta.core._checks import nearest
+from fmeta.core.tree import named_leaves, tree_map
 from fmeta.tasks._sampler import Sampler
 
 
@@ -74,7 +75,7 @@ def _shares(sources: Mapping[str, Sampler], kept: list[str], weights: Mapping[st
 def _check_alike(drawn: Mapping[str, Task]) -> None:
     """The same leaves of the same shapes in all tasks."""
     leaves = {
-        name: {keystr(path): (list(leaf.shape[1:]), leaf.dtype) for path, leaf in tree_flatten_with_path(tasks)[0]}
+        name: {path: (list(leaf.shape[1:]), leaf.dtype) for path, leaf in named_leaves(tasks).items()}
         for name, tasks in drawn.items()
     }
     first, *others = leaves

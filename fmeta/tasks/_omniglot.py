@@ -16,7 +16,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fmeta.core import InputError, cache_folder, key, permutation
+from fmeta.core import InputError, key, permutation
+from fmeta.operators import cache_folder
 from fmeta.tasks._cache import cached_images
 from fmeta.tasks._download import fetch
 from fmeta.tasks._episodes import ClassData, Split, select_classes

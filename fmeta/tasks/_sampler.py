@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fmeta.core import Task, split
-from fmeta.core._inner import over_tasks
+from fmeta.operators._over_tasks import over_tasks
 
 Sampler = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks
 

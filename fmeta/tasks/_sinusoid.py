@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, Task, check_counts, fold, uniform
+from fmeta.core import Examples, Task, fold, uniform
+from fmeta.core._checks import check_counts
 from fmeta.tasks._sampler import Sampler, sampler
 
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, check_counts, choice, fold, randint, uniform
+from fmeta.core import Examples, InputError, Task, choice, fold, randint, uniform
+from fmeta.core._checks import check_counts
 from fmeta.tasks._episodes import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import Sampler, sampler
 

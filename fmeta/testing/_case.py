@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fmeta.core import Learner, MetaGradient, Task, Tree, direct
-from fmeta.core import _tree as tree
+from fmeta.core import Learner, MetaGradient, Task, Tree, direct, tree
 from fmeta.gradients import (
     adjoint,
     difference,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, MetaGradient, Task, Tree, check_meta, check_tasks, key, nearest
-from fmeta.core import _tree as tree
+from fmeta.core import InputError, Learner, MetaGradient, Task, Tree, key, tree
+from fmeta.core._checks import check_meta, check_tasks, nearest
 from fmeta.testing._case import Case, admitted
 from fmeta.testing._laws import LAWS
 from fmeta.testing._oracles import losses_by_loop

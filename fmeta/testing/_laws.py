@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from fmeta.core import Examples, InputError, Task, Tree, direct, fold, key, normal
-from fmeta.core import _tree as tree
-from fmeta.core._inner import over_tasks
+from fmeta.core import Examples, InputError, Task, Tree, direct, fold, key, normal, tree
 from fmeta.core._types import everything
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution import RetraceWarning, compile
 from fmeta.gradients import (
     adjoint,
@@ -27,6 +25,7 @@ from fmeta.gradients import (
 )
 from fmeta.gradients._evolution import perturbation
 from fmeta.learners import with_inner
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.testing._case import SAME, Case, admitted, exact, grads_of, near
 from fmeta.testing._oracles import (
     distance,

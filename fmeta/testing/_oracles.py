@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fmeta.core import At, InputError, Learner, Task, Tree, fold
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 def distance(a: Tree, b: Tree) -> float:

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fmeta.core import InputError, Tree
-from fmeta.core._tree import named_leaves, replace_leaves
+from fmeta.core.tree import named_leaves, replace_leaves
 from fmeta.training._validation import score_of
 
 _TENSORS, _FACTS, _SEAL = "state.safetensors", "checkpoint.json", "sha256 of these facts"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fmeta.core import Task, fold
-from fmeta.core._inner import over_tasks
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from fmeta.operators._over_tasks import over_tasks
 
 _BLOCK_STEPS, _BLOCK_BYTES = 100, 1 << 25
 

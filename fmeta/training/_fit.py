@@ -10,8 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, check_counts, fold
-from fmeta.execution import MemoryAdvice, interruptible, plan
+from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, fold
+from fmeta.core._checks import check_counts
+from fmeta.execution._compile import plan
+from fmeta.execution._interrupt import interruptible
+from fmeta.execution._memory import MemoryAdvice
 from fmeta.training._draw import Batches
 from fmeta.training._keeper import Keeper, SaveError, claimed
 from fmeta.training._log import Logger
@@ -20,8 +23,6 @@ from fmeta.training._steps import Steps, phases_of
 from fmeta.training._trainer import TrainState, trainer
 from fmeta.training._validation import Monitor, Validate
 from fmeta.training._watch import Every, NonFiniteError, Watch
-
-_TASKS = 1 << 40  # a child of the run's key that no other purpose uses
 
 
 @interruptible()
@@ -106,7 +107,7 @@ def fit(
     ranks, run, phases, best = Ranks.present(), plan(scope), phases_of(gradient), Monitor(monitor, mode, patience)
     part = ranks.part(meta_batch)
     trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
-    state = trainers[0].init(fold(key, 0))
+    state = trainers[0].init(fold(key, "initialisation"))
     with contextlib.ExitStack() as stack:
         keeper, history = None, list[dict[str, Any]]()
         with ranks.together(key.device):
@@ -118,7 +119,7 @@ def fit(
         ranks.check_plan([*every, meta_batch, int(key)], state.step)
         state, kept = ranks.share(state), best.facts()
         at = start = int(state.step)
-        batches = Batches(sample, fold(key, _TASKS), meta_batch, at, part)
+        batches = Batches(sample, fold(key, "tasks"), meta_batch, at, part)
         steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
         watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, history, skip_nonfinite)
         advice = MemoryAdvice(learner, key.device)

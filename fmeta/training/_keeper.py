@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from fmeta.core import InputError, choices, prefer
+from fmeta.core import InputError
+from fmeta.operators._choices import choices, prefer
 from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, mend, prune, save_checkpoint
 from fmeta.training._trainer import TrainState
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from fmeta.core import Info, Tree
+from fmeta.core.tree import tree_leaves
 
 
 class Logger(Protocol):

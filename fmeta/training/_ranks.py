@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fmeta.core import GradFn, Info, InputError, Learner, MetaGradient, Stage, Task, Tree, fold
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_unflatten
 
 
 class OtherRankError(RuntimeError):

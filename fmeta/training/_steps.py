@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmeta.core import GradFn, InputError, Learner, MetaGradient, Optimizer, Stage, Task, Tree, check_tasks, eager
-from fmeta.core._inner import over_tasks
-from fmeta.execution import Execution, compile
+from fmeta.core import GradFn, InputError, Learner, MetaGradient, Optimizer, Stage, Task, Tree, eager
+from fmeta.core._checks import check_tasks
+from fmeta.core.tree import tree_map
+from fmeta.execution import compile
+from fmeta.execution._compile import Execution
 from fmeta.gradients import meta_grad, skipping
+from fmeta.operators._over_tasks import over_tasks
 from fmeta.training._ranks import Ranks, across_ranks
 from fmeta.training._trainer import trainer
 

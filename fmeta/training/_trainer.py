@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import Info, Learner, MetaGradient, Optimizer, Stage, Task, Tree, check_meta, check_optimizer, eager
-from fmeta.core import _tree as tree
-from fmeta.core._tree import global_norm
+from fmeta.core import Info, Learner, MetaGradient, Optimizer, Stage, Staged, Task, Tree, eager, tree
+from fmeta.core._checks import check_meta, check_optimizer
+from fmeta.core.tree import global_norm
 from fmeta.gradients import meta_grad
 
 
@@ -68,6 +68,7 @@ def trainer(
             state, norm = apply(state, grads, info.losses)
             return state, info._replace(gradient_norm=norm)
 
-    step.check = lambda state, tasks: grads_of.check(state.meta, tasks)  # type: ignore[attr-defined]
-    step.staged = lambda stage: trainer(learner, optimizer, gradient, stage=stage).step  # type: ignore[attr-defined]
-    return Trainer(init, step)
+    def check(state: TrainState, tasks: Task) -> None:
+        grads_of.check(state.meta, tasks)
+
+    return Trainer(init, Staged(step, check, lambda stage: trainer(learner, optimizer, gradient, stage=stage).step))

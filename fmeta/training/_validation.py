@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fmeta.core import InputError, nearest
+from fmeta.core import InputError
+from fmeta.core._checks import nearest
 
 Validate = Callable[[Any], float | Mapping[str, float]]  # meta -> the loss, or figures by name
 

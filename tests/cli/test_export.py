@@ -18,7 +18,7 @@ from fmeta.cli import main
 from fmeta.cli._run import open_run
 from fmeta.cli._trained import LoadOptions, load
 from fmeta.core import key, uniform
-from fmeta.core._tree import named_leaves
+from fmeta.core.tree import named_leaves
 
 SINUSOID = ["sinusoid", "--hidden", "8", "6", "--compile", "none"]
 GLYPHS = ["glyphs", "--width", "8", "--drawings", "4", "--ways", "3"]

@@ -7,10 +7,9 @@ import pytest
 import torch
 from helpers import F64
 from torch.func import grad, jacrev
-from torch.utils._pytree import tree_leaves
 
 import fmeta
-from fmeta.core._tree import add
+from fmeta.core.tree import add, tree_leaves
 from fmeta.testing import distance
 
 

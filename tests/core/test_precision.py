@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
-from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta.core import InputError, fold, randint, uniform
 from fmeta.core._precision import in_dtype
+from fmeta.core.tree import tree_leaves
 
 KEY = fmeta.key(2)
 

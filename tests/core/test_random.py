@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fmeta
 from fmeta.core import InputError, choice, fold, key, normal, permutation, randint, split, uniform
 from fmeta.core._random import bits
-from fmeta.execution import compiler_problem
+from fmeta.execution._compile import compiler_problem
 
 MASK = (1 << 64) - 1
 # degrees of freedom -> the 0.01 % and 99.99 % points of chi-square (scipy.stats.chi2.ppf([1e-4, 1 - 1e-4], df)):
@@ -419,11 +419,9 @@ def test_valid_may_be_mapped():
 
 def test_traced_code_draws_the_same_numbers():
     """One graph, without a break, gives what eager gives, alone and under vmap."""
-    agree(torch.compile(lambda k: everything(k), backend="aot_eager", fullgraph=True)(key(54)), everything(key(54)))
+    agree(fmeta.compile(lambda k: everything(k), backend="aot_eager")(key(54)), everything(key(54)))
     keys = split(key(54), 3)
-    agree(
-        torch.compile(lambda k: vmap(everything)(k), backend="aot_eager", fullgraph=True)(keys), vmap(everything)(keys)
-    )
+    agree(fmeta.compile(lambda k: vmap(everything)(k), backend="aot_eager")(keys), vmap(everything)(keys))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's import of torch.utils.mkldnn
@@ -431,7 +429,7 @@ def test_compiled_code_draws_the_same_numbers():
     """Inductor once gave other numbers in the tail of a vector: signed overflow is undefined in C++."""
     if compiler_problem():
         pytest.skip(compiler_problem())
-    compiled = torch.compile(lambda k: everything(k), backend="inductor", fullgraph=True)
+    compiled = fmeta.compile(lambda k: everything(k))
     for seed in range(20):
         agree(compiled(key(seed)), everything(key(seed)))
 

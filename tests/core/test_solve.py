@@ -8,10 +8,10 @@ from helpers import F64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import fmeta
 from fmeta.core._solve import residual
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_unflatten
 from fmeta.testing import distance
 
 LIKE = {"b": (torch.zeros((), dtype=F64), torch.zeros(4, dtype=F64)), "a": torch.zeros(2, 3, dtype=F64)}

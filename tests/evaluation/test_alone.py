@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from helpers import F64, LEARNERS, labelled, vectors
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, normal
+from fmeta.core.tree import tree_map
 
 STREAMS = {"mann", "supervised", "transfer"}  # tasks without a support set
 INDEPENDENT = sorted(set(LEARNERS) - {"maml_plus_plus"} - STREAMS)  # no batch norm

@@ -7,11 +7,11 @@ import statistics
 import pytest
 import torch
 from helpers import LEARNERS, labelled, regressor, vectors
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import Learner, Task
 from fmeta.core import key
+from fmeta.core.tree import tree_map
 
 MAML = LEARNERS["maml"].learner  # sgd(0.1), 3 steps, tanh, float64
 TASKS = vectors(key(1), tasks=7)
@@ -102,7 +102,7 @@ def test_evaluate_changes_neither_meta_nor_tasks():
     fmeta.evaluate(MAML, meta, TASKS, steps=[0, 4])
     after = (meta, TASKS)
     equal = tree_map(torch.equal, before, after)
-    assert all(torch.utils._pytree.tree_leaves(equal))
+    assert all(fmeta.tree.tree_leaves(equal))
 
 
 @pytest.mark.parametrize("count", [4, 7])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from helpers import LEARNERS, distance
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, _choices, fold
+from fmeta.core.tree import tree_map
 from fmeta.execution import CompileWarning, RetraceWarning
 
 KEY = fmeta.key(4)
@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_by_the_choices_it_was_begun_with(tmp_path):
 
 ASKS = """
 import sys, time, torch
-from fmeta.core import fastest
+from fmeta.operators._choices import fastest
 def candidate(name, seconds):
     def run():
         with open(sys.argv[1], "a") as file:

@@ -8,12 +8,12 @@ import torch
 from helpers import LEARNERS, STEPPING, distance
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
 from fmeta import testing
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves
 from fmeta.execution import CompileWarning, RetraceWarning
 from fmeta.execution._straighten import straighten
 
@@ -150,7 +150,7 @@ SCRIPT = """
 import fmeta, torch
 f = fmeta.compile(lambda x: x + 1)
 print(f(torch.ones(1)).item(), fmeta.execution.plan("none").scope)
-from fmeta.execution import compiler_problem
+from fmeta.execution._compile import compiler_problem
 print(compiler_problem())
 """
 

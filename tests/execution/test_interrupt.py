@@ -11,7 +11,7 @@ from helpers import striking
 from torch._C import _functorch
 from torch.func import grad, vmap
 
-from fmeta.execution import interruptible
+from fmeta.execution._interrupt import interruptible
 
 
 def batched(x):

@@ -6,8 +6,7 @@ from helpers import labelled, regressor, vectors
 
 import fmeta
 from fmeta.core import key
-from fmeta.execution import MemoryAdvice
-from fmeta.execution._memory import group_memory
+from fmeta.execution._memory import MemoryAdvice, group_memory
 
 
 def test_it_is_what_is_alive_at_once():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers import F64, LEARNERS, regressor, vectors
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(3)
 LEARNER = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)

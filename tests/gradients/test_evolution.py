@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import F64, vectors
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, normal
+from fmeta.core.tree import tree_map
 from fmeta.gradients._evolution import perturbation
 from fmeta.testing import distance
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import F64, LEARNERS, STEPPING, regressor, vectors
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta import Examples
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(6)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from helpers import LEARNERS, STEPPING, distance, labelled, regressor, vectors
 from hypothesis import HealthCheck, given, settings
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta import Examples, testing
 from fmeta.core import _inner as inner
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.testing import strategies
 
 ALL = sorted(LEARNERS)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import LEARNERS, STEPPING, regressor, vectors
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(11)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from helpers import F64, distance, regressor, vectors
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta import Examples
 from fmeta.core import key
+from fmeta.core.tree import tree_leaves, tree_map
 
 WAYS = [fmeta.unrolled(), fmeta.adjoint(), fmeta.first_order(), fmeta.chunked(fmeta.adjoint(), 2)]
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers import F64, drawn
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(41)
@@ -102,7 +102,7 @@ def test_compiled_is_eager_and_a_stray_query_is_not_a_number(name):
     stray = tasks._replace(query=tasks.query._replace(y=tasks.query.y.clone().index_fill_(1, torch.tensor([2]), 3)))
     grads, info = run(meta, stray)
     assert info.losses.isnan().all()
-    assert not all(torch.isfinite(leaf).all() for leaf in torch.utils._pytree.tree_leaves(grads))
+    assert not all(torch.isfinite(leaf).all() for leaf in fmeta.tree.tree_leaves(grads))
     with pytest.raises(InputError, match=rf"{name}: a query example is of class 3, which has no support example"):
         eager(meta, stray)
 
@@ -119,4 +119,4 @@ def test_lower_precision_has_room_for_absence(name, dtype):
     )
     grads, info = fmeta.meta_grad(learner)(meta, tasks)
     assert info.losses.isfinite().all()
-    assert all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(grads))
+    assert all(leaf.isfinite().all() for leaf in fmeta.tree.tree_leaves(grads))

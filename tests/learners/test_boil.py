@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers import regressor, vectors
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(21)

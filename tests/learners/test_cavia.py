@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import F64, regressor, vectors
 from torch import nn
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(20)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import F64, drawn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, fold, normal
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(31)

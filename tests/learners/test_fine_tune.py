@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import F64, drawn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, fold, normal
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(81)
 ENCODER = fmeta.models.mlp([4, 8, 5], torch.tanh, F64)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from helpers import F64, regressor, vectors, with_dropout
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(22)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers import F64, drawn
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, fold
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(51)
 SUPPORT, QUERY = drawn(fold(KEY, 1), [2, 2, 2], (1, 8, 8)), drawn(fold(KEY, 2), [2, 2, 2], (1, 8, 8))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import F64, labelled, normed, regressor, vectors
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta.core import fold, normal
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(24)

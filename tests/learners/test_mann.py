@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from helpers import F64, labelled
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import InputError, fold
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(61)
 WAYS, HIDDEN, SLOTS, CELL, HEADS = 3, 6, 5, 4, 2

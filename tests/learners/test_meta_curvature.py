@@ -2,10 +2,10 @@
 
 import torch
 from helpers import F64, distance, labelled, regressor, vectors
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta.core import fold, normal
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(12)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from helpers import F64, drawn, labelled
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
 KEY = fmeta.key(23)

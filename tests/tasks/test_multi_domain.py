@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta import InputError
 from fmeta.core import fold
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.tasks import class_data, episodes, multi_domain, sampler, sinusoid
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 
 import fmeta
+from fmeta.core.tree import tree_leaves
 from fmeta.tasks import sinusoid
 
 F64 = torch.float64

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta import InputError
 from fmeta.core import choice, fold, randint, uniform
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.tasks import class_data, multi_domain, variable_episodes
 
 SIZES = [3, 17, 40, 9, 5, 2, 30, 12, 8, 25]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from helpers import F64, LEARNERS, regressor, vectors
 from torch.func import grad
-from torch.utils._pytree import tree_map
 
 import fmeta
 from fmeta import testing
 from fmeta.core import fold
+from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(8)
 TASKS = vectors(KEY, tasks=3)

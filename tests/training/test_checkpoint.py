@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import fmeta
 from fmeta.cli._trained import read_chosen
 from fmeta.core import InputError, key
-from fmeta.core._tree import named_leaves
-from fmeta.training import checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
-from fmeta.training._checkpoint import prune
+from fmeta.core.tree import named_leaves, tree_leaves, tree_map, tree_structure
+from fmeta.training import load_checkpoint, save_checkpoint
+from fmeta.training._checkpoint import checkpoints, prune, read_checkpoint
 
 
 class Pair(NamedTuple):

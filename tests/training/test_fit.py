@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 from helpers import lines_of, striking, untimed
-from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, uniform
-from fmeta.training import _checkpoint, _draw, _keeper, checkpoints, claimed, load_checkpoint
+from fmeta.core.tree import tree_leaves
+from fmeta.training import _checkpoint, _draw, _keeper, load_checkpoint
+from fmeta.training._checkpoint import checkpoints
+from fmeta.training._keeper import claimed
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from helpers import F64, vectors
-from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta.core import fold, key
-from fmeta.training import checkpoints
+from fmeta.core.tree import tree_leaves
+from fmeta.training._checkpoint import checkpoints
 
 NET = fmeta.models.mlp([2, 6, 1], torch.tanh, F64)
 LEARNER = fmeta.maml(NET, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)

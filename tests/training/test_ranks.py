@@ -9,12 +9,13 @@ import pytest
 import torch
 from helpers import F64, lines_of
 from on_ranks import train
-from torch.utils._pytree import tree_leaves
 
 import fmeta
 from fmeta.core import key
-from fmeta.training import Ranks, _ranks
+from fmeta.core.tree import tree_leaves
+from fmeta.training import _ranks
 from fmeta.training._draw import Batches
+from fmeta.training._ranks import Ranks
 
 
 def group_of(count, folder):

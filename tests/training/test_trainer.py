@@ -5,10 +5,10 @@ import functools
 import pytest
 import torch
 from helpers import LEARNERS, distance, regressor, vectors
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fmeta
 from fmeta.core import key
+from fmeta.core.tree import tree_leaves, tree_map
 
 
 def _same(a, b):

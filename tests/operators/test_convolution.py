@@ -8,8 +8,10 @@ from helpers import F64, distance
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from fmeta.core import InputError, _choices, _lowerings, convolution
-from fmeta.core._convolution import conv
+import fmeta
+from fmeta.core import InputError, _choices, _lowerings
+from fmeta.operators import convolution
+from fmeta.operators._convolution import conv
 
 KEY = 0
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -71,9 +73,8 @@ def test_every_lowering_has_the_second_derivative_of_a_loop_over_tasks(geometry,
     def ours(w, b, x, shared):
         return meta_gradient(conv, options, w, b, x, shared)
 
-    torch._dynamo.reset()
     with convolution(lowering):
-        found = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=False)(w, b, x, shared)
+        found = fmeta.compile(ours, backend="aot_eager")(w, b, x, shared)
     assert distance(found, expected) < 1e-14
     assert distance(meta_gradient(conv, options, w, b, x, shared), expected) < 1e-14  # eager: torch's own
 
@@ -86,8 +87,7 @@ def test_a_second_vmap_is_one_more_axis():
         return vmap(one)(w, x)
 
     weights, inputs = torch.stack([w, 2 * w]), torch.stack([x, x + 1])
-    torch._dynamo.reset()
-    found = torch.compile(twice, backend="aot_eager", fullgraph=True)(weights, inputs)
+    found = fmeta.compile(twice, backend="aot_eager")(weights, inputs)
     expected = torch.stack(
         [torch.stack([F.conv2d(each, v, padding=1).sum() for each in y]) for v, y in zip(weights, inputs, strict=True)]
     )
@@ -141,13 +141,11 @@ def test_forward_mode_is_the_same_derivative():
     def slope(op):
         return lambda w, x: torch.func.jvp(lambda w, x: (op(x, w, None, 1, 1) ** 2).sum(), (w, x), (2 * w, x - 1))[1]
 
-    torch._dynamo.reset()
-    found = torch.compile(slope(conv), backend="aot_eager", fullgraph=True)(w, x[0])
+    found = fmeta.compile(slope(conv), backend="aot_eager")(w, x[0])
     torch.testing.assert_close(found, slope(F.conv2d)(w, x[0]))
 
 
 def test_one_example_without_an_axis_for_it():
     w, b, x, _ = problem(2, 1)
-    torch._dynamo.reset()
-    found = torch.compile(lambda: conv(x[0, 0], w, b, 1, 1), backend="aot_eager", fullgraph=True)()
+    found = fmeta.compile(lambda x: conv(x, w, b, 1, 1), backend="aot_eager")(x[0, 0])
     torch.testing.assert_close(found, F.conv2d(x[0, 0], w, b, padding=1))

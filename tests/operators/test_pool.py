@@ -6,7 +6,7 @@ from helpers import F64
 from torch.func import grad, hessian, vmap
 from torch.nn import functional as F
 
-from fmeta.core._pool import max_pool2x2
+from fmeta.operators._pool import max_pool2x2
 
 
 def images(*shape):

@@ -1,4 +1,4 @@
-"""The operators that run otherwise while tasks are batched: what PyTorch differentiates wrongly, or slowly.
+"""`over_tasks`: the one place where the task axis enters, and what runs otherwise while tasks are batched.
 
 Fused attention has no second derivative; norms have a wrong one (`_norm`); convolutions with a weight for every task
 and the scatter of max pooling are where a convolutional meta-gradient spends its time (`_convolution`, `_pool`).
@@ -10,13 +10,35 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from fmeta.core._convolution import conv
-from fmeta.core._norm import instance_norm, layer_norm, torch_batch_norm
-from fmeta.core._pool import max_pool2x2
+from fmeta.core._types import Tree
+from fmeta.core.tree import tree_leaves
+from fmeta.operators._convolution import conv
+from fmeta.operators._norm import instance_norm, layer_norm, torch_batch_norm
+from fmeta.operators._pool import max_pool2x2
+
+
+def over_tasks(function: Callable[..., Any], shared: tuple[int, ...] = (0,)) -> Callable[..., Any]:
+    """`function`, written for one task, over a batch of them: by `torch.func.vmap`, within `TaskOperators`.
+
+        losses, metrics = over_tasks(learner.loss, shared=(1,))(fast, meta, query)
+
+    Args:
+        function: of trees of tensors; what it returns has tensors for leaves.
+        shared: positions of the arguments that all tasks share. The leaves of every other argument have a leading
+            `[task]` axis, as those of the result have. Randomness comes from keys; torch's generator is refused.
+    """
+
+    def batched(*args: Tree) -> Tree:
+        in_dims = tuple(None if i in shared or not tree_leaves(a) else 0 for i, a in enumerate(args))
+        with TaskOperators():
+            return vmap(function, in_dims=in_dims, randomness="error")(*args)
+
+    return batched
 
 
 class TaskOperators(TorchFunctionMode):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 
-@torch.compiler.allow_in_graph  # traced into, dynamo would lose what a custom vmap rule differentiates
 def max_pool2x2(x: Tensor) -> Tensor:
     """`[..., channel, height, width]`; an odd last row or column is dropped."""
     a, b, c, d = quarters(x.detach())

@@ -1,43 +1,72 @@
-"""Arithmetic on trees, and names for their leaves."""
+"""Trees: nests of tuples, lists, dicts and named tuples with tensors for leaves. `None` is a leaf.
+
+The one place where trees are taken apart, by optree (https://optree.readthedocs.io), in which dicts keep the order of
+their keys. A leaf has a name, the path to it joined by dots: `params.hidden1.weight`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
-from torch.utils._pytree import (
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_map,
-    tree_structure,
-    tree_unflatten,
-)
 
 from fmeta.core._types import Tree
 
 __all__ = [
     "add", "dot", "global_norm", "leaf_names", "matching", "mean_tasks", "named_leaves", "replace_leaves", "root",
-    "same_structure", "scale", "select_leaves", "sub", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten",
-    "where", "zeros_like",
+    "same_structure", "scale", "select_leaves", "sub", "tree_flatten", "tree_leaves", "tree_map", "tree_structure",
+    "tree_unflatten", "where", "zeros_like",
 ]  # fmt: skip
+
+_OURS: dict[str, Any] = {"none_is_leaf": True, "namespace": "fmeta"}
+ExitStack().enter_context(optree.dict_insertion_ordered(True, namespace="fmeta"))  # for the life of the process
+
+
+def tree_flatten(tree: Tree) -> tuple[list[Any], Any]:
+    """Leaves and structure."""
+    return optree.tree_flatten(tree, **_OURS)
+
+
+def tree_leaves(tree: Tree) -> list[Any]:
+    return optree.tree_leaves(tree, **_OURS)
+
+
+def tree_structure(tree: Tree) -> Any:
+    return optree.tree_structure(tree, **_OURS)
+
+
+def tree_unflatten(leaves: Sequence[Any], structure: Any) -> Tree:
+    """The tree of that structure with these leaves."""
+    return optree.tree_unflatten(structure, leaves)
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """`function` of every leaf, and of the leaves of the others in the same places."""
+    return optree.tree_map(function, tree, *others, **_OURS)
 
 
 def add(a: Tree, b: Tree) -> Tree:
+    """a + b, leaf by leaf."""
     return tree_map(torch.add, a, b)
 
 
 def sub(a: Tree, b: Tree) -> Tree:
+    """a − b, leaf by leaf."""
     return tree_map(torch.sub, a, b)
 
 
 def scale(a: Tree, factor: float | Tensor) -> Tree:
+    """Every leaf times a factor."""
     return tree_map(lambda u: u * factor, a)
 
 
 def zeros_like(a: Tree) -> Tree:
+    """Zeros of the shapes, dtypes and devices of the leaves."""
     return tree_map(torch.zeros_like, a)
 
 
@@ -74,9 +103,9 @@ def same_structure(a: Tree, b: Tree) -> bool:
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Leaves by name: the path to each leaf, joined by dots (`params.hidden1.weight`)."""
-    pairs, _ = tree_flatten_with_path(tree)
-    return {".".join(_word(step) for step in path): leaf for path, leaf in pairs}
+    """Leaves by name."""
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree, **_OURS)
+    return {".".join(map(_word, accessor)): leaf for accessor, leaf in zip(accessors, leaves, strict=True)}
 
 
 def leaf_names(tree: Tree) -> list[str]:
@@ -89,8 +118,7 @@ def select_leaves(tree: Tree, patterns: str) -> dict[str, Any]:
     return {name: named[name] for name in matching(tuple(named), patterns)}
 
 
-@torch.compiler.assume_constant_result  # dynamo cannot trace into fnmatch
-def matching(names: tuple[str, ...], patterns: str) -> tuple[str, ...]:
+def matching(names: Sequence[str], patterns: str) -> tuple[str, ...]:
     """The names that match."""
     rest = patterns.removeprefix("!")
     return tuple(
@@ -105,7 +133,4 @@ def replace_leaves(tree: Tree, leaves: dict[str, Any]) -> Tree:
 
 
 def _word(step: Any) -> str:
-    for field in ("key", "name", "idx"):  # of a dict, a named tuple, a sequence
-        if hasattr(step, field):
-            return str(getattr(step, field))
-    return str(step)
+    return str(step.field if isinstance(step, optree.NamedTupleEntry | optree.StructSequenceEntry) else step.entry)

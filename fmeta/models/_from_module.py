@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from fmeta.core._checks import InputError, nearest, refuse_compiled
-from fmeta.core._norm import batch_norm
 from fmeta.core._random import fold, uniform
+from fmeta.core._torch import Dropout, RunningNorm
 from fmeta.core._types import Model, Tree
+from fmeta.operators._norm import batch_norm
 
 Norm = Literal["batch", "frozen", "group"]
 _POLICIES = {
@@ -158,8 +157,8 @@ class _FrozenStatistics(nn.Module):
 
 
 def _replace_norms(module: nn.Module, norm: Norm | None, groups: int) -> None:
-    for name, layer in _each(module, _NormBase):
-        assert isinstance(layer, _NormBase)
+    for name, layer in _each(module, RunningNorm):
+        assert isinstance(layer, RunningNorm)
         if layer.running_mean is None or layer.running_var is None:
             continue  # batch or instance statistics already
         here = f"{name or 'the module'} ({type(layer).__name__})"
@@ -192,7 +191,7 @@ def _replace_norms(module: nn.Module, norm: Norm | None, groups: int) -> None:
 
 def _calibrate(module: nn.Module, inputs: Tree) -> None:
     """Statistics of every norm from one pass over `inputs`, each layer seeing its predecessors normalised by batch."""
-    layers = [layer for _, layer in _each(module, _NormBase) if getattr(layer, "running_mean", None) is not None]
+    layers = [layer for _, layer in _each(module, RunningNorm) if getattr(layer, "running_mean", None) is not None]
     for layer in layers:
         # the copy shares its tensors with the user's module: give it its own before they are written
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -226,8 +225,8 @@ class _KeyedDropout(nn.Module):
 def _key_dropouts(module: nn.Module) -> list[str]:
     """Makes dropout layers draw from a key buffer. Returns their names."""
     sources = []
-    for name, layer in _each(module, _DropoutNd):
-        assert isinstance(layer, _DropoutNd)
+    for name, layer in _each(module, Dropout):
+        assert isinstance(layer, Dropout)
         here = f"from_module: {name or 'the module'} ({type(layer).__name__})"
         if layer.p == 0:
             continue

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core._checks import InputError, nearest
-from fmeta.core._choices import changes, fastest
+from fmeta.operators._choices import changes, fastest
 
 OUTPUT, INPUT, WEIGHT = 0, 1, 2
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core._lowerings import INPUT, LOWERINGS, OUTPUT, WEIGHT, channels_last, chosen, result_shape
-from fmeta.core._pool import tasks_first
+from fmeta.operators._lowerings import INPUT, LOWERINGS, OUTPUT, WEIGHT, channels_last, chosen, result_shape
+from fmeta.operators._pool import tasks_first
 
 _TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -57,7 +57,7 @@ def conv(
                 padding = [a for a, _ in pairs]
     size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     geometry = (stride, _each(padding, axes), dilation, (groups,), size, kernel)
-    y = _bilinear(OUTPUT, x, weight, geometry)
+    y = _Bilinear.apply(OUTPUT, x, weight, geometry)
     return y if bias is None else y + bias.view(-1, *(1 for _ in range(axes)))
 
 
@@ -110,11 +110,6 @@ class _Bilinear(torch.autograd.Function):
         a, b = ctx.saved_tensors
         parts = [_Bilinear.apply(ctx.kind, u, v, ctx.geometry) for u, v in ((da, b), (a, db)) if None not in (u, v)]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-@torch.compiler.allow_in_graph  # traced into, dynamo would lose what a custom vmap rule differentiates
-def _bilinear(kind: int, a: Tensor, b: Tensor, geometry: Any) -> Tensor:
-    return _Bilinear.apply(kind, a, b, geometry)
 
 
 # ---- the operator ------------------------------------------------------------------------------

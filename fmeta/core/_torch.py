@@ -1,0 +1,132 @@
+"""The private names of torch, each behind a name of ours: what to look at when a new torch comes.
+
+Those that the compiler needs are imported when they are used: they take as long to import as torch itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # batch and instance norms
+from torch.nn.modules.dropout import _DropoutNd as Dropout  # all kinds of it
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+
+__all__ = [
+    "LEVEL_EDGES", "DispatchMode", "Dropout", "RunningNorm", "autocast_is_on", "compiled_by_torch", "compiling",
+    "copy_all", "fake_mode", "fast_bfloat16", "is_fake", "level_depth", "mark_compiled", "named_backend", "pop_levels",
+    "trace", "watched",
+]  # fmt: skip
+
+# ---- tensors without data, dispatch --------------------------------------------------------------
+
+
+def is_fake(t: Tensor) -> bool:
+    """Whether a tensor has no data, because what runs is a trace or an estimate."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(torch.func.debug_unwrap(t), FakeTensor)
+
+
+def fake_mode() -> Any:
+    """Within it operations make tensors without data; `from_tensor` makes one like a real one."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)  # what a function holds, such as data
+
+
+def watched() -> bool:
+    """Whether someone outside must see every operation: a trace, a transform of torch.func, a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or _functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def autocast_is_on() -> bool:
+    return torch._C._is_any_autocast_enabled()
+
+
+def copy_all(into: list[Tensor], values: list[Tensor]) -> None:
+    """All values into the tensors that are there, in few launches."""
+    torch._foreach_copy_(into, values)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; software can anywhere, many times slower than float32."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.backends.cpu.get_cpu_capability().startswith("SVE")
+
+
+# ---- the levels of torch.func --------------------------------------------------------------------
+
+_POP: dict[Any, Callable[[], Any]] = {  # not torch's own function, which pops one too many in torch 2.11
+    _functorch.TransformType.Vmap: _functorch._vmap_decrement_nesting,
+    _functorch.TransformType.Grad: _functorch._grad_decrement_nesting,
+    _functorch.TransformType.Jvp: _functorch._jvp_decrement_nesting,
+    _functorch.TransformType.Functionalize: _functorch._func_decrement_nesting,
+}
+_MANAGER: Any = contextlib._GeneratorContextManager  # what torch.func pushes and pops its levels with
+LEVEL_EDGES = (_MANAGER.__enter__.__code__, _MANAGER.__exit__.__code__)
+
+
+def level_depth() -> int:
+    """How many transforms of torch.func are around."""
+    return _functorch.get_dynamic_layer_stack_depth()
+
+
+def pop_levels(depth: int) -> None:
+    """Takes off the levels that are left above `depth`."""
+    while level_depth() > depth:
+        _POP[_functorch.peek_interpreter_stack().key()]()
+
+
+# ---- compiling -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """What runs within sees `torch.compiler.is_compiling()`."""
+    flags: Any = torch.compiler
+    before, flags._is_compiling_flag = flags._is_compiling_flag, True
+    try:
+        yield
+    finally:
+        flags._is_compiling_flag = before
+
+
+def trace(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
+    """The graph of a function of tensors, torch.func and all, by running it on tensors without data."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with compiling():
+        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+
+
+def named_backend(name: str | Callable[..., Any], graph: Any, tensors: list[Any], cpp_wrapper: bool) -> Any:
+    """A graph from `trace`, compiled by a backend of torch.compile, in a context that keys torch's caches of graphs."""
+    from torch._dynamo import lookup_backend
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import compile as inductor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with torch.no_grad(), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
+        if name == "inductor":
+            return inductor(graph, tensors, options={"cpp_wrapper": cpp_wrapper})
+        return lookup_backend(name)(graph, tensors)
+
+
+def mark_compiled(function: Any, original: Callable[..., Any]) -> None:
+    """Marks a function as torch.compile marks what it has wrapped."""
+    function._torchdynamo_orig_callable = original
+
+
+def compiled_by_torch(value: Any) -> bool:
+    """Whether torch.compile, or `fmeta.compile`, has wrapped a function or a module."""
+    wrapped = isinstance(value, nn.Module) and type(value).__name__ == "OptimizedModule"
+    return wrapped or hasattr(value, "_torchdynamo_orig_callable")

@@ -24,7 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 _OURS: dict[str, Any] = {"none_is_leaf": True, "namespace": "fmeta"}
-ExitStack().enter_context(optree.dict_insertion_ordered(True, namespace="fmeta"))  # for the life of the process
+_ORDERED = ExitStack()  # has a name because an unnamed one is collected, and leaving it sorts dicts again
+_ORDERED.enter_context(optree.dict_insertion_ordered(True, namespace="fmeta"))
 
 
 def tree_flatten(tree: Tree) -> tuple[list[Any], Any]:

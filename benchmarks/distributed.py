@@ -30,7 +30,7 @@ import fmeta
 from fmeta.core import fold, key, uniform
 from fmeta.models import conv4
 from fmeta.tasks import class_data, episodes
-from fmeta.training._draw import Batches
+from fmeta.training._batches import Batches
 from fmeta.training._ranks import Ranks
 from fmeta.training._steps import Steps
 
@@ -50,14 +50,14 @@ def measure(tasks, steps, dtype):
     torch.set_num_threads(1)
     learner, sample = work(dtype)
     ranks, run = Ranks.present(), fmeta.execution.plan("none")
-    batches = Batches(sample, fold(key(0), 1), tasks, 0, ranks.part(tasks))
-    made = Steps(learner, fmeta.adam(1e-3), {0: None}, run, False, ranks, tasks, batches.ahead)
-    state = fmeta.trainer(learner, fmeta.adam(1e-3)).init(key(0))
+    batches = Batches({0: sample}, fold(key(0), 1), tasks, 0, ranks.part(tasks))
+    trainer = fmeta.trainer(learner, fmeta.adam(1e-3))
+    made, state = Steps(trainer, run, ranks, tasks, batches), trainer.init(key(0))
     times = []
     for at in range(steps + 3):
         begun = time.perf_counter()
         batch = batches.draw()
-        state, _ = made.at(at, state.meta, batch)(state, batch)
+        state, _ = made.at(at, state, batch)(state, batch)
         times.append(time.perf_counter() - begun)
     parameters = torch.cat([leaf.reshape(-1) for leaf in fmeta.tree.tree_leaves(state.meta)])
     return times[3:], _all_reduces(len(parameters)), parameters

@@ -376,19 +376,20 @@ def bad_task(folder):
         y[1] = float("nan")
         return tasks._replace(support=tasks.support._replace(y=y))
 
-    given = {"key": fmeta.key(0), "iterations": 20, "meta_batch": 4, "log_every": 10}
+    given = {"key": fmeta.key(0), "iterations": 20, "meta_batch": 4, "logging": fmeta.Logging(10)}
     seen = []
     message = "it trained on"
     try:
         fmeta.fit(learner, fmeta.adam(1e-3), sample, run_dir=folder / "stops", **given)
     except fmeta.NonFiniteError as error:
         message = str(error)
-    assert "skip_nonfinite" in message, message
+    assert "fmeta.skipping" in message, message
     told = [lambda step, values: seen.append(values)]
-    state = fmeta.fit(learner, fmeta.adam(1e-3), sample, skip_nonfinite=True, loggers=told, **given)
+    given |= {"gradient": fmeta.skipping(), "logging": fmeta.Logging(10, told)}
+    state = fmeta.fit(learner, fmeta.adam(1e-3), sample, **given)
     assert int(state.step) == 20
     assert [line["skipped"] for line in seen] == [10, 10]
-    return "stopped at its step; with skip_nonfinite 20 steps, 20 tasks left out and counted"
+    return "stopped at its step; with skipping() 20 steps, 20 tasks left out and counted"
 
 
 def two_processes(folder):

@@ -54,7 +54,7 @@ def main():
             scope="whole",
             run_dir=run,
             validate=lambda meta: fmeta.evaluate(learner, meta, held_out).mean("loss")[0],
-            loggers=[fmeta.tensorboard(run / "tensorboard"), look],
+            logging=fmeta.Logging(loggers=[fmeta.tensorboard(run / "tensorboard"), look]),
         )
     seconds = time.perf_counter() - begun
     early, late = ([row for row in seen if low < row["step"] <= high] for low, high in

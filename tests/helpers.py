@@ -73,6 +73,15 @@ def striking(at, error):
         base.__init__ = real
 
 
+def grouped(*, log_every=100, save_every=1000, loggers=(), validate=None, validate_every=None, facts=None, **rest):
+    """Options of `fit`, those that it takes in groups given by names of their own."""
+    if callable(validate):
+        judged = {name: rest.pop(name) for name in ("monitor", "mode", "patience") if name in rest}
+        rest["validate"] = fmeta.Validation(validate, validate_every, **judged)
+    saving, logging = fmeta.Saving(save_every, facts or {}), fmeta.Logging(log_every, loggers)
+    return {"saving": saving, "logging": logging, **rest}
+
+
 def untimed(values):
     assert all(value >= 0 for name, value in values.items() if name.startswith("time/"))
     return {name: value for name, value in values.items() if not name.startswith("time/")}

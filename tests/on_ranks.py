@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers import grouped
 
 import fmeta
 from fmeta.core import key
@@ -27,7 +28,7 @@ def train(*, bad_tasks=(), **options):
         return tasks._replace(support=tasks.support._replace(y=tasks.support.y + shift))
 
     given = {"key": key(3), "iterations": 6, "meta_batch": 5, "log_every": 2, "save_every": 3} | options
-    return fmeta.fit(learner, fmeta.adam(0.01), sample, **given)
+    return fmeta.fit(learner, fmeta.adam(0.01), sample, **grouped(**given))
 
 
 def _error(prediction, y):
@@ -45,11 +46,14 @@ def main(folder):
         for bad_tasks in [(0,), (0, 1), (1, 4)]:
             seen = []
             state = train(
-                bad_tasks=bad_tasks, skip_nonfinite=True, loggers=[lambda _, values, to=seen: to.append(values)]
+                bad_tasks=bad_tasks,
+                gradient=fmeta.skipping(),
+                loggers=[lambda _, values, to=seen: to.append(values)],
             )
             result["skipped", bad_tasks] = tree_leaves(state), [(v["skipped"], v["loss"]) for v in seen]
         validate = _by_rank_0 if rank == 0 else None
-        result["stopped"] = int(train(iterations=50, validate=validate, validate_every=2, patience=3).step)
+        judged = None if validate is None else fmeta.Validation(validate, every=2, patience=3)
+        result["stopped"] = int(train(iterations=50, validate=judged).step)
         try:
             train(log_every=2 + rank)
         except fmeta.InputError as error:

@@ -28,7 +28,7 @@ from fmeta.core import InputError
 from fmeta.evaluation import Evaluation
 from fmeta.evaluation._class_counts import ClassCounts
 from fmeta.training._checkpoint import best_checkpoint, checkpoints
-from fmeta.training._keeper import read_metrics
+from fmeta.training._run_files import read_metrics
 
 _EPISODES, _CLASSES, _PAIRS = 3, 20, 15  # shown at most
 

@@ -28,7 +28,7 @@ from fmeta.cli._recipe import Recipe, differences
 from fmeta.cli._recipes import recipe_class
 from fmeta.core import InputError
 from fmeta.execution._compile import plan
-from fmeta.training._keeper import write_whole
+from fmeta.training._run_files import write_whole
 
 
 class Run(NamedTuple):

@@ -31,7 +31,7 @@ from fmeta.cli._run import read_recipe, write_recipe
 from fmeta.cli._space import Space
 from fmeta.core import InputError, fold, key
 from fmeta.training import SaveError
-from fmeta.training._keeper import lock_of, write_whole
+from fmeta.training._run_files import lock_of, write_whole
 
 _WAITS = 60.0  # seconds, while another process writes
 

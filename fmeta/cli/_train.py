@@ -8,7 +8,6 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fmeta.cli import _show as show
 from fmeta.cli._group import ended_by_sigterm, goes_on, process_group
@@ -19,10 +18,11 @@ from fmeta.core import InputError, Tree
 from fmeta.evaluation import evaluate
 from fmeta.execution._compile import compiler_problem
 from fmeta.execution._interrupt import interruptible
-from fmeta.training import Logger, SaveError, TrainState, fit, tensorboard
+from fmeta.gradients import skipping
+from fmeta.training import Logger, Logging, SaveError, Saving, TrainState, Validation, fit, tensorboard, trainer
 from fmeta.training._checkpoint import best_checkpoint, checkpoints
-from fmeta.training._keeper import claimed, write_whole
 from fmeta.training._ranks import Ranks
+from fmeta.training._run_files import claimed, write_whole
 
 
 def train_run(recipe: Recipe, run_dir: Path | None = None, resume: bool = False, *, events: bool = True) -> Run:
@@ -79,31 +79,38 @@ def _opened(recipe: Recipe, run_dir: Path | None, resume: bool, ranks: Ranks) ->
         yield run._replace(scope=ranks.one(run.scope)), experiment
 
 
-def fit_run(run: Run, experiment: Experiment, **options: Any) -> TrainState:
-    """`fit` as the recipe says, in the folder of the run. Options are more of `fit`, which says what is raised."""
+def fit_run(
+    run: Run,
+    experiment: Experiment,
+    *,
+    monitor: str | None = None,
+    validate_every: int = 0,
+    resume: bool = False,
+    loggers: Sequence[Logger] = (),
+) -> TrainState:
+    """`fit` as the recipe says, in the folder of the run. The options go before the recipe's; `fit` says what is
+    raised."""
     recipe, learner = run.recipe, experiment.learner
 
     def validate(meta: Tree) -> dict[str, float]:
         found = evaluate(learner, meta, experiment.validation)
         return {name: found.mean(name)[0] for name in dict.fromkeys(("loss", experiment.metric))}
 
-    given: dict[str, Any] = {
-        "key": recipe.key(),
-        "iterations": recipe.iterations,
-        "meta_batch": recipe.meta_batch,
-        "gradient": experiment.gradient,
-        "scope": run.scope,
-        "run_dir": run.folder,
-        "validate": validate,
-        "validate_every": recipe.validate_every or None,
-        "monitor": recipe.monitor,
-        "mode": "min" if recipe.monitor == "loss" else "max",
-        "patience": recipe.patience,
-        "skip_nonfinite": recipe.skip_nonfinite,
-        "log_every": recipe.log_every,
-        "save_every": recipe.save_every,
-    }
-    return fit(learner, experiment.optimizer, experiment.train, **(given | options))
+    phases = {first: skipping(g) if recipe.skip_nonfinite else g for first, g in experiment.gradient.items()}
+    every = validate_every or recipe.validate_every or None
+    return fit(
+        trainer(learner, experiment.optimizer, phases),
+        experiment.train,
+        key=recipe.key(),
+        iterations=recipe.iterations,
+        meta_batch=recipe.meta_batch,
+        scope=run.scope,
+        run_dir=run.folder,
+        resume=resume,
+        validate=Validation(validate, every, monitor or recipe.monitor, patience=recipe.patience),
+        saving=Saving(recipe.save_every),
+        logging=Logging(recipe.log_every, loggers),
+    )
 
 
 def scope_here(recipe: Recipe) -> str:

@@ -228,7 +228,6 @@ def _train(study: Study, trial: Trial) -> str:
             create_run(recipe, scope_here(recipe), trial.folder),
             experiment,
             monitor=experiment.metric,
-            mode="min" if study.minimises else "max",
             validate_every=recipe.validate_every or max(1, recipe.iterations // _VALIDATIONS),
             loggers=[follow],
         )

@@ -32,6 +32,7 @@ from fmeta.core._types import (
     MetaGradient,
     Model,
     Optimizer,
+    PartialSampler,
     Stage,
     Staged,
     Task,
@@ -41,8 +42,8 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
-    "Optimizer", "Precision", "Solver", "Stage", "Staged", "Task", "Tree", "accuracy", "adam", "adamw", "cg", "chain",
-    "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key",
-    "linear_decay", "masked", "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint",
-    "rmsprop", "sgd", "split", "step_decay", "trajectory", "tree", "uniform", "with_precision",
+    "Optimizer", "PartialSampler", "Precision", "Solver", "Stage", "Staged", "Task", "Tree", "accuracy", "adam",
+    "adamw", "cg", "chain", "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy", "direct", "eager",
+    "fold", "key", "linear_decay", "masked", "momentum", "mse", "neumann", "normal", "per_step", "permutation",
+    "randint", "rmsprop", "sgd", "split", "step_decay", "trajectory", "tree", "uniform", "with_precision",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -145,3 +145,14 @@ class MetaGradient(Protocol):
     """How to differentiate through adaptation: a value with its own name, never a flag."""
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn: ...
+
+
+@runtime_checkable
+class PartialSampler(Protocol):
+    """A source of tasks that can draw some tasks of a batch alone: those of one process among several."""
+
+    def __call__(self, key: Tensor, count: int) -> Task: ...
+
+    def part(self, key: Tensor, count: int, numbers: range) -> Task:
+        """The tasks with these numbers of the batch that `self(key, count)` is."""
+        ...

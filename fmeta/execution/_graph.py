@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fmeta.core._torch import named_backend, trace
 from fmeta.core.tree import tree_flatten
-from fmeta.execution._straighten import straighten
+from fmeta.execution._transposes import without_transposed_products
 
 Backend = str | Callable[..., Any]
 _FIT = (Tensor, int, float, complex, bool, str, bytes, types.NoneType, torch.dtype, torch.device)
@@ -63,8 +63,7 @@ def compile_graph(
             raise Unfit("its result requires grad; expected a function that takes its derivatives inside")
         return found
 
-    graph = trace(flat, tensors)
-    straighten(graph)
+    graph = without_transposed_products(trace(flat, tensors))
     # one C++ program calls small kernels without a detour through Python; where large operators take the time anyway,
     # a file for each kernel compiles on all cores
     large = any(node.target is torch.ops.fmeta.convolve.default for node in graph.graph.nodes)

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmeta.core import Learner, MetaGradient, Task, Tree
+from fmeta.core import Learner, MetaGradient, Stage, Staged, Task, Tree, eager
 from fmeta.core._torch import DispatchMode, fake_mode
 from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution._interrupt import interruptible
-from fmeta.gradients import adjoint, first_order, meta_grad, unrolled
+from fmeta.gradients import adjoint, first_order, unrolled
+
+Build = Callable[[MetaGradient, Stage], Staged]  # the training step with a meta-gradient, as `Trainer.build`
 
 
 class OutOfMemoryError(RuntimeError):
@@ -71,51 +73,53 @@ class MemoryAdvice:
     What is free is looked at once, before any step: after one failed, its tensors live on as long as the error does.
     """
 
-    def __init__(self, learner: Learner, device: torch.device) -> None:
-        self.learner, self.free = learner, free_memory(device)
+    def __init__(self, name: str, learner: Learner | None, build: Build | None, device: torch.device) -> None:
+        self.name, self.learner, self.build, self.free = name, learner, build, free_memory(device)
 
     @contextlib.contextmanager
-    def __call__(self, gradient: MetaGradient | None, meta: Tree, tasks: Task) -> Iterator[None]:
+    def __call__(self, gradient: MetaGradient | None, state: Tree, tasks: Task) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not _ran_out(error):
                 raise
             leaf = tree_leaves(tasks)[0]
-            news = f"fit({self.learner.name}): out of memory on {leaf.device} with {len(leaf)} tasks in a meta-step"
-            with contextlib.suppress(Exception), interruptible():  # a learner that looks at values cannot be estimated
-                news += _advice(self.learner, gradient or self.learner.gradient, meta, tasks, self.free)
+            news = f"fit({self.name}): out of memory on {leaf.device} with {len(leaf)} tasks in a meta-step"
+            if self.build is not None and gradient is not None:
+                with contextlib.suppress(Exception), interruptible():  # what looks at values cannot be estimated
+                    news += self._advice(self.build, gradient, state, tasks)
             raise OutOfMemoryError(news) from error
+
+    def _advice(self, build: Build, gradient: MetaGradient, state: Tree, tasks: Task) -> str:
+        count, free = len(tree_leaves(tasks)[0]), self.free
+        rows = [f"this one needs {_gib(peak_memory(build(gradient, eager), state, tasks))}"]
+        differentiates = self.learner is not None and self.learner.inner is not None
+        ways = {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
+        for name, way in ways.items() if differentiates else []:
+            fixed, each = _linear(build(way, eager), state, tasks)
+            row = f"{name} {_gib(fixed + each * count)}"
+            if free is not None:
+                fits = min(count, int((free - fixed) / max(each, 1)))
+                chunk = (
+                    "all at once" if fits >= count else f"chunked({name}, {fits})" if fits >= 1 else "not even one task"
+                )
+                row += f", fits: {chunk}"
+            rows.append(row)
+        known = "" if free is None else f"; about {_gib(free)} were free"
+        return (
+            f"{known}. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) "
+            "takes so many tasks at a time and computes the same"
+        )
 
 
 def _ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _advice(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task, free: int | None) -> str:
-    count = len(tree_leaves(tasks)[0])
-    rows = [f"this one needs {_gib(peak_memory(meta_grad(learner, gradient), meta, tasks))}"]
-    ways = {"unrolled()": unrolled(), "adjoint()": adjoint(), "first_order()": first_order()}
-    for name, way in ways.items() if learner.inner is not None else []:
-        fixed, each = _linear(learner, way, meta, tasks)
-        row = f"{name} {_gib(fixed + each * count)}"
-        if free is not None:
-            fits = min(count, int((free - fixed) / max(each, 1)))
-            chunk = "all at once" if fits >= count else f"chunked({name}, {fits})" if fits >= 1 else "not even one task"
-            row += f", fits: {chunk}"
-        rows.append(row)
-    known = "" if free is None else f"; about {_gib(free)} were free"
-    return (
-        f"{known}. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) takes so "
-        "many tasks at a time and computes the same"
-    )
-
-
-def _linear(learner: Learner, gradient: MetaGradient, meta: Tree, tasks: Task) -> tuple[float, float]:
+def _linear(step: Callable[..., Any], state: Tree, tasks: Task) -> tuple[float, float]:
     """Bytes whatever the number of tasks, and for each task, by two tasks and four."""
-    grads_of = meta_grad(learner, gradient)
     two, four = (
-        peak_memory(grads_of, meta, tree_map(lambda leaf, n=n: leaf[:1].repeat(n, *[1] * (leaf.ndim - 1)), tasks))
+        peak_memory(step, state, tree_map(lambda leaf, n=n: leaf[:1].repeat(n, *[1] * (leaf.ndim - 1)), tasks))
         for n in (2, 4)
     )
     return max(0, 2 * two - four), max(0, (four - two) / 2)

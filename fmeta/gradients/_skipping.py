@@ -14,8 +14,8 @@ from fmeta.core._checks import hidden
 from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
 
 
-def skipping(gradient: MetaGradient) -> MetaGradient:
-    """`gradient` over the tasks of a batch whose loss and gradient are finite.
+def skipping(gradient: MetaGradient | None = None) -> MetaGradient:
+    """`gradient`, or the learner's own, over the tasks of a batch whose loss and gradient are finite.
 
         mean of gₜ over the good tasks t
 
@@ -23,23 +23,24 @@ def skipping(gradient: MetaGradient) -> MetaGradient:
     it wherever it broke. `info.skipped` is bool `[task]`, and the losses and metrics of a task left out are the mean of
     the others. A batch without any good task gives NaN, which stops training.
 
-    That look is a decision in Python: under `fmeta.compile` take the scope "step", or `fit(skip_nonfinite=True)`, which
-    compiles the meta-gradient inside.
+    That look is a decision in Python: under `fmeta.compile` take the scope "step"; `fit(gradient=skipping())` compiles
+    the meta-gradient inside by itself.
     """
     return Skipping(gradient)
 
 
 @dataclass(frozen=True)
 class Skipping:
-    gradient: MetaGradient
+    gradient: MetaGradient | None
 
     @property
     def loss_weights(self) -> Sequence[float] | None:
         return getattr(self.gradient, "loss_weights", None)
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
-        grads_of = self.gradient(learner, stage)
-        of_one = functools.cache(lambda: self.gradient(learner, stage))  # compiled for one task, if it is ever needed
+        gradient = self.gradient or learner.gradient
+        grads_of = gradient(learner, stage)
+        of_one = functools.cache(lambda: gradient(learner, stage))  # compiled for one task, if it is ever needed
 
         def skipping_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
             grads, info = grads_of(meta, tasks)

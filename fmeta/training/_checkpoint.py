@@ -61,8 +61,24 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
 
     Raises InputError if a file is missing or damaged, or holds another state than `like`.
     """
-    path = Path(path)
-    tensors = read_checkpoint(path)
+    return _like(Path(path), read_checkpoint(Path(path)), like, "learner, model and optimizer")
+
+
+def load_meta(path: str | Path, like: Tree) -> Tree:
+    """The meta-parameters alone, of a checkpoint of whatever trainer, on the devices and in the structure of `like`.
+
+    Raises InputError if a file is missing or damaged, or holds other meta-parameters than `like`.
+    """
+    tensors = read_checkpoint(Path(path))
+    meta = {name.removeprefix("meta").removeprefix("."): t for name, t in tensors.items() if _is_meta(name)}
+    return _like(Path(path), meta, like, "learner and model")
+
+
+def _is_meta(name: str) -> bool:
+    return name == "meta" or name.startswith("meta.")
+
+
+def _like(path: Path, tensors: Mapping[str, Tensor], like: Tree, same: str) -> Tree:
     wanted = named_leaves(like)
     differ = sorted(
         set(wanted.keys() ^ tensors.keys())
@@ -72,7 +88,7 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
     if differ:
         raise InputError(
             f"load_checkpoint({path}): {len(differ)} tensors differ from the state asked for, the first {differ[0]}; "
-            "expected a checkpoint of the same learner, model and optimizer"
+            f"expected a checkpoint of the same {same}"
         )
     return replace_leaves(like, {n: tensors[n].to(wanted[n].device) for n in wanted})
 
@@ -168,7 +184,7 @@ def _facts_if_whole(path: Path) -> dict[str, Any]:
 
 def _facts(path: Path) -> dict[str, Any]:
     """Raises one of `_DAMAGE`."""
-    facts = json.loads((path / _FACTS).read_text())
+    facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
     if facts["format"] != _FORMAT:
         raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
     if facts.pop(_SEAL) != _checksum(facts):

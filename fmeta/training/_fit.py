@@ -1,63 +1,60 @@
-"""`fit`: the training loop, on one process or many."""
+"""`fit`: the loop around a `Trainer`, on one process or many."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Learner, MetaGradient, Optimizer, Task, fold
+from fmeta.core import InputError, Learner, MetaGradient, fold
 from fmeta.core._checks import check_counts
 from fmeta.execution._compile import plan
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._memory import MemoryAdvice
-from fmeta.training._draw import Batches
-from fmeta.training._keeper import Keeper, SaveError, claimed
-from fmeta.training._log import Logger
+from fmeta.training._batches import Batches, Sample, sources_of
+from fmeta.training._logging import Logging
+from fmeta.training._progress import Every, NonFiniteError, Progress
 from fmeta.training._ranks import Ranks, RanksDifferError
-from fmeta.training._steps import Steps, phases_of
-from fmeta.training._trainer import TrainState, trainer
-from fmeta.training._validation import Monitor, Validate
-from fmeta.training._watch import Every, NonFiniteError, Watch
+from fmeta.training._recipe_place import find_object
+from fmeta.training._run_files import RunFiles, SaveError, Saving, claimed
+from fmeta.training._steps import Steps, check_bare, check_state
+from fmeta.training._trainer import Trainer, trainer
+from fmeta.training._validation import Monitor, Validate, Validation
 
 
 @interruptible()
 def fit(
-    learner: Learner,
-    optimizer: Optimizer,
-    sample: Callable[[Tensor, int], Task],
-    *,
+    *what: Any,
     key: Tensor,
     iterations: int,
     meta_batch: int,
-    gradient: MetaGradient | Mapping[int, MetaGradient] | None = None,
+    gradient: MetaGradient | Mapping[int, MetaGradient | None] | None = None,
     scope: str = "none",
     run_dir: str | Path | None = None,
     resume: bool = False,
-    validate: Validate | None = None,
-    validate_every: int | None = None,
-    monitor: str = "loss",
-    mode: Literal["min", "max"] = "min",
-    patience: int = 0,
-    skip_nonfinite: bool = False,
-    log_every: int = 100,
-    save_every: int = 1000,
-    loggers: Sequence[Logger] = (),
-) -> TrainState:
-    """Meta-trains a learner and returns the final state.
+    recipe: str | None = None,
+    validate: Validation | Validate | None = None,
+    saving: Saving = Saving(),  # noqa: B008  # a value
+    logging: Logging = Logging(),  # noqa: B008  # a value
+) -> Any:
+    """Meta-trains and returns the final state: `fit(trainer, sample, …)`, or `fit(learner, optimizer, sample, …)`.
+
+        trainer = fmeta.trainer(learner, fmeta.adam(1e-3))
+        state = fmeta.fit(trainer, sample, key=fmeta.key(0), iterations=60_000, meta_batch=25, run_dir="runs/a",
+                          validate=fmeta.Validation(figures, every=500, monitor="accuracy", patience=5))
 
     The tasks of a step depend on the run's key and the step's number alone, so a run is a function of its key: resumed
     on the same machine it ends with the same bits. The first batch is adapted to eagerly first, and every meta-gradient
-    of a mapping is tried on one task, so that what does not fit is reported by name before anything is compiled.
+    of the trainer is tried on one task, so that what does not fit is reported by name before anything is compiled.
 
-    In `run_dir`, which one process at a time may use: `metrics.jsonl` with a line every `log_every` steps, and
-    `checkpoints/` with the last checkpoint and the best, taken every `save_every` steps, at a validation better than
+    In `run_dir`, which one process at a time may use: `metrics.jsonl` with a line every `logging.every` steps, and
+    `checkpoints/` with the last checkpoint and the best, taken every `saving.every` steps, at a validation better than
     all before, at the end, on Ctrl-C and on an error. A line holds the means since the one before it, the
-    norm of the meta-gradient, what `validate` found, learned inner rates, and under `time/` what differs from run to
+    norm of the meta-gradient, what validation found, learned inner rates, and under `time/` what differs from run to
     run: seconds, tasks and floating-point operations (of matrix products and convolutions) per second of sampling and
     step, and the shares of sampling, step, validation and checkpoint.
 
@@ -67,76 +64,109 @@ def fit(
     machines are kept.
 
     Args:
-        learner: what adapts.
-        optimizer: of the outer loop.
-        sample: `(key, count) -> ` a batch of tasks, in operations that `vmap` can batch.
+        what: a `Trainer` and a sampler, `(key, count) -> ` a batch of tasks, in operations that `vmap` can batch. A
+            mapping from meta-steps to samplers swaps them on the way, `{0: easy, 5000: hard}`. In short: a learner, an
+            outer optimizer and a sampler, of which `fmeta.trainer` makes the trainer.
         key: of the whole run; it decides the initialisation and every task.
         iterations: meta-steps in all, those of a resumed run included.
         meta_batch: tasks per meta-step, over all processes.
-        gradient: how to differentiate through the adaptation; None is the learner's own. A mapping from meta-steps to
-            meta-gradients swaps them on the way: `{0: first_order(), 5000: unrolled()}` anneals from first to second
-            order. The outer optimizer goes on undisturbed.
+        gradient: of the short form: how to differentiate through the adaptation, or a mapping of phases, as in
+            `fmeta.trainer`. `fmeta.skipping()` leaves tasks out whose loss or gradient is not finite, and counts them
+            as "skipped"; otherwise one stops training.
         scope: "none", "whole", "step" or "auto": what is compiled (`fmeta.compile`). What "auto" and other measurements
-            chose is kept in the run's `choices.json`, so that a resumed run computes the same bits.
-        run_dir: where to keep the run; None keeps nothing.
-        resume: go on from the last checkpoint in `run_dir`; metrics.jsonl is cut back to it.
-        validate: `meta -> ` the loss on tasks for validation, or several figures by name.
-        validate_every: meta-steps between validations; None is `save_every`.
-        monitor: the figure that decides which checkpoint is the best.
-        mode: whether that is the one with the "min" or the "max" figure.
-        patience: validations in a row that may be no better than the best before training stops; 0 never stops.
-        skip_nonfinite: leave tasks out whose loss or gradient is not finite, and count them as "skipped"
-            (`fmeta.skipping`); otherwise one stops training.
-        log_every: meta-steps between looks at the device.
-        save_every: meta-steps between checkpoints.
-        loggers: called with the step and the values of each line.
+            chose is kept in the run's choices.json, by which it goes on when resumed.
+        run_dir: a new folder, or with `resume` the folder of a run; None keeps nothing.
+        resume: go on from the last checkpoint in `run_dir`, where there is one.
+        recipe: where the run's recipe stands, "module:object" or "path/file.py:object", for who opens the run later:
+            it is kept in `recipe.json`, unless that is there.
+        validate: what judges the meta-parameters, and how often; or only a function of them, of which the loss decides.
+        saving: how often to save.
+        logging: how often to tell, and whom.
 
     Raises:
-        InputError: bad tasks; a `run_dir` that already holds a run, or that another process trains in; a damaged or
-            foreign checkpoint.
+        InputError: bad tasks; a trainer that cannot do what is asked; a `run_dir` that already holds a run, or that
+            another process trains in; a damaged or foreign checkpoint; a recipe that cannot be imported.
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         OtherRankError: another process could not begin, for the reason given.
         SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
         OutOfMemoryError: the tasks do not fit; the message says what would.
         KeyboardInterrupt: after the state was saved (several processes on CUDA: where the others still answer).
     """
-    every = Every(iterations, log_every, save_every, save_every if validate_every is None else validate_every)
-    check_counts("fit", iterations=iterations, meta_batch=meta_batch, **every.counts())
-    if resume and run_dir is None:
-        raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
-    ranks, run, phases, best = Ranks.present(), plan(scope), phases_of(gradient), Monitor(monitor, mode, patience)
-    part = ranks.part(meta_batch)
-    trainers = [trainer(learner, optimizer, chosen) for chosen in phases.values()]  # what does not fit is refused now
-    state = trainers[0].init(fold(key, "initialisation"))
+    chosen, sources = _chosen(what, gradient)
+    check_counts("fit", iterations=iterations, meta_batch=meta_batch)
+    check_counts("Logging", every=logging.every)
+    saving.check()
+    if run_dir is None and (resume or recipe is not None):
+        asked = "resume=True): no run to go on with" if resume else f"recipe={recipe!r}): nowhere to keep it"
+        raise InputError(f"fit({asked}; expected run_dir, the folder of {'one' if resume else 'the run'}")
+    judged = validate if isinstance(validate, Validation) or validate is None else Validation(validate)
+    ranks, run, best = Ranks.present(), plan(scope), Monitor.of(judged)
+    check_bare(chosen, ranks)
+    part = range(meta_batch) if chosen.whole_batch else ranks.part(meta_batch)
+    place = None if recipe is None else find_object("fit(recipe=…)", recipe)[0]
+    state = chosen.init(fold(key, "initialisation"))
+    check_state(chosen.name, state)
     with contextlib.ExitStack() as stack:
-        keeper, history = None, list[dict[str, Any]]()
+        files, history = None, list[dict[str, Any]]()
         with ranks.together(key.device):
             if run_dir is not None and ranks.rank == 0:
                 stack.enter_context(claimed(run_dir, resume))
-                keeper = Keeper(run_dir, resume, iterations, {"key": int(key), "meta_batch": meta_batch})
-                state, history = keeper.restore(state)
+                identity = {"key": int(key), "meta_batch": meta_batch}
+                files = RunFiles(run_dir, resume, iterations, identity, saving.facts)
+                if place is not None:
+                    files.point_to_recipe(place)
+                state, history = files.restore(state)
                 best.restore(history)
-        ranks.check_plan([*every, meta_batch, int(key)], state.step)
-        state, kept = ranks.share(state), best.facts()
-        at = start = int(state.step)
-        batches = Batches(sample, fold(key, "tasks"), meta_batch, at, part)
-        steps = Steps(learner, optimizer, phases, run, skip_nonfinite, ranks, meta_batch, batches.ahead)
-        watch = Watch(learner.name, ranks, every, validate, best, keeper, loggers, state, history, skip_nonfinite)
-        advice = MemoryAdvice(learner, key.device)
+        ranks.check_plan([iterations, logging.every, saving.every, meta_batch, int(key)], state.step)
+        state = ranks.share(state)
+        interval = 0 if judged is None else judged.every or saving.every
+        every = Every(iterations, logging.every, saving.every, ranks.number(interval, state.step))
+        figures = None if judged is None else judged.figures
+        progress = Progress(chosen.name, ranks, every, (figures, best), files, logging.loggers)
+        progress.begin(state, history)
+        at, kept = int(state.step), best.facts()
+        start = at
+        batches = Batches(sources, fold(key, "tasks"), meta_batch, at, part)
+        steps = Steps(chosen, run, ranks, meta_batch, batches)
+        advice = MemoryAdvice(chosen.name, chosen.learner, chosen.build, key.device)
         try:
             with interruptible():
-                while at < iterations and not watch.stopped:
-                    tasks = batches.draw()
-                    watch.window.lap("sampling")
-                    with advice(steps.gradient(at), state.meta, tasks):
-                        new, info = steps.at(at, state.meta, tasks)(state, tasks)
-                    line = watch(at + 1, new, info, meta_batch, steps.flops(at))
+                while at < iterations and not progress.stopped:
+                    tasks = batches.draw() if chosen.host is None else chosen.host(state, batches.draw())
+                    progress.window.lap("sampling")
+                    with advice(steps.gradient(at), state, tasks):
+                        new, info = steps.at(at, state, tasks)(state, tasks)
+                    flops = steps.flops(at, meta_batch)
+                    line = progress(at + 1, new, info, meta_batch, flops, skips=steps.skips(at))
                     state, at, kept = new, at + 1, best.facts()  # from here on the step is done, its validation too
-                    watch.tell(at, line)
+                    progress.tell(at, line)
         except BaseException as error:
             worth = at > start or isinstance(error, NonFiniteError)  # whose message speaks of a checkpoint
-            if keeper is not None and worth and not isinstance(error, SaveError | RanksDifferError):
-                kept["window"] = watch.window.left(int(state.step))
-                keeper.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
+            if files is not None and worth and not isinstance(error, SaveError | RanksDifferError):
+                kept["window"] = progress.window.left(int(state.step))
+                files.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
             raise
     return state
+
+
+def _chosen(what: tuple[Any, ...], gradient: Any) -> tuple[Trainer, dict[int, Sample]]:
+    """The trainer and the sources of tasks of a call, in either form."""
+    match what:
+        case (Trainer() as given, sample):
+            if gradient is not None:
+                raise InputError(
+                    f"fit({given.name}, gradient=…): a Trainer has its own meta-gradient; expected it there: "
+                    "fmeta.trainer(learner, optimizer, gradient)"
+                )
+        case (Learner() as learner, optimizer, sample):
+            given = trainer(learner, optimizer, gradient)
+        case _:
+            came = ", ".join(type(value).__name__ for value in what)
+            raise InputError(
+                f"fit({came}): expected fit(trainer, sample, …), or in short fit(learner, optimizer, sample, …)"
+            )
+    sources = sources_of(sample)
+    odd = [source for source in sources.values() if not callable(source)]
+    if odd:
+        raise InputError(f"fit: sample is a {type(odd[0]).__name__}; expected a function (key, count) -> tasks")
+    return given, sources

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fmeta.core import GradFn, Info, InputError, Learner, MetaGradient, Stage, Task, Tree, fold
-from fmeta.core.tree import tree_flatten, tree_leaves, tree_unflatten
+from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 class OtherRankError(RuntimeError):
@@ -96,6 +96,10 @@ class Ranks:
         """What rank 0 says. `like` is on the device that the ranks talk through."""
         return bool(self.share(torch.full_like(like, yes))) if self.count > 1 else yes
 
+    def number(self, value: int, like: Tensor) -> int:
+        """That of rank 0, everywhere."""
+        return int(self.share(torch.full_like(like, value))) if self.count > 1 else value
+
     def check_same(self, state: Tree, step: int) -> None:
         """Raises RanksDifferError unless the bits of the state are the same on every rank."""
         differ = self._unlike_first(fingerprint(state)) if self.count > 1 else []
@@ -131,26 +135,32 @@ def fingerprint(values: Tree) -> Tensor:
     return total
 
 
-def across_ranks(gradient: MetaGradient, ranks: Ranks, meta_batch: int, meanwhile: Callable[[], Any]) -> MetaGradient:
+def across_ranks(
+    gradient: MetaGradient, ranks: Ranks, meta_batch: int | None, meanwhile: Callable[[], Any]
+) -> MetaGradient:
     """`gradient` of this rank's tasks, then the mean over the tasks of all ranks, by ONE all-reduce.
 
         g = Σᵣ nᵣ gᵣ / Σᵣ nᵣ        nᵣ: tasks of rank r that were not skipped
 
     Gradient, losses, metrics and skipped tasks travel in one buffer, and `meanwhile()` runs while they do. The result
-    and the Info are those of the whole meta-batch, with the same bits on every rank.
+    and the Info are those of the whole meta-batch, with the same bits on every rank. `meta_batch` is its size where
+    each rank is given its part; None where each is given all, and takes its part here.
     """
-    mine = ranks.part(meta_batch)
 
     def on_ranks(learner: Learner, stage: Stage) -> GradFn:
         grads_of = gradient(learner, stage)
 
         def grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
+            total = meta_batch or len(tree_leaves(tasks)[0])
+            mine = ranks.part(total)
+            if meta_batch is None:
+                tasks = tree_map(lambda leaf: leaf[mine.start : mine.stop].clone(), tasks)
             own, info = grads_of(meta, tasks)
             leaves, structure = tree_flatten(own)
             told = _told(info)
             good = (~told["skipped"].bool()).sum()
             weighed = [torch.where(good > 0, leaf * good, torch.zeros_like(leaf)) for leaf in leaves]
-            slots = torch.zeros(len(told), meta_batch, dtype=info.losses.dtype, device=info.losses.device)
+            slots = torch.zeros(len(told), total, dtype=info.losses.dtype, device=info.losses.device)
             slots[:, mine.start : mine.stop] = torch.stack([values.to(slots.dtype) for values in told.values()])
             parts = [*weighed, slots]
             dtype = parts[0].dtype
@@ -168,7 +178,7 @@ def across_ranks(gradient: MetaGradient, ranks: Ranks, meta_batch: int, meanwhil
             every = {name: torch.where(skipped, values.sum() / count, values) for name, values in every.items()}
             losses = every.pop("losses")
             found = Info(losses.mean(), losses, every, skipped if isinstance(info.skipped, Tensor) else ())
-            return tree_unflatten([total / count for total in sums], structure), found
+            return tree_unflatten([each / count for each in sums], structure), found
 
         return grads
 

@@ -4,95 +4,113 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmeta.core import GradFn, InputError, Learner, MetaGradient, Optimizer, Stage, Task, Tree, eager
+from fmeta.core import GradFn, InputError, Learner, MetaGradient, Stage, Staged, Task, eager
 from fmeta.core._checks import check_tasks
-from fmeta.core.tree import tree_map
+from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution import compile
 from fmeta.execution._compile import Execution
 from fmeta.gradients import meta_grad, skipping
+from fmeta.gradients._skipping import Skipping
 from fmeta.operators._over_tasks import over_tasks
+from fmeta.training._batches import Batches
 from fmeta.training._ranks import Ranks, across_ranks
-from fmeta.training._trainer import trainer
-
-Phases = dict[int, MetaGradient | None]  # first meta-step -> meta-gradient from there on
-
-
-def phases_of(gradient: MetaGradient | Mapping[int, MetaGradient] | None) -> Phases:
-    if not isinstance(gradient, Mapping):
-        return {0: gradient}
-    if 0 not in gradient or not all(isinstance(first, int) and first >= 0 for first in gradient):
-        raise InputError(
-            f"fit(gradient=a mapping): its keys are {list(gradient)}; expected the first meta-step of each "
-            "meta-gradient, integers, 0 among them"
-        )
-    return dict(gradient)
+from fmeta.training._trainer import State, Trainer
 
 
 class Steps:
     """Makes the step of the phase at hand, when that begins."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        optimizer: Optimizer,
-        phases: Phases,
-        run: Execution,
-        skip_nonfinite: bool,
-        ranks: Ranks,
-        meta_batch: int,
-        meanwhile: Callable[[], Any],
-    ) -> None:
-        self.learner, self.optimizer, self.phases, self.run = learner, optimizer, phases, run
-        self.skip_nonfinite, self.ranks, self.meta_batch, self.meanwhile = skip_nonfinite, ranks, meta_batch, meanwhile
+    def __init__(self, trainer: Trainer, run: Execution, ranks: Ranks, meta_batch: int, batches: Batches) -> None:
+        self.trainer, self.run, self.ranks, self.batches = trainer, run, ranks, batches
+        self.shared = None if trainer.whole_batch else meta_batch
         self._phase = -1
         self._step: Callable[..., Any] | None = None
-        self._flops = dict[int, int]()
+        self._flops: dict[int, tuple[int, int]] | None = None
 
     def gradient(self, at: int) -> MetaGradient | None:
-        return self.phases[self._first(at)]
+        return self.trainer.phases.get(self.trainer.phase(at))
 
-    def flops(self, at: int) -> int:
-        """Operations of the matrix products and convolutions of one task, two for a product and its addition."""
-        return self._flops[self._first(at)]
+    def skips(self, at: int) -> bool:
+        return isinstance(self.gradient(at), Skipping)
 
-    def at(self, at: int, meta: Tree, tasks: Task) -> Callable[..., Any]:
+    def flops(self, at: int, tasks: int) -> int:
+        """Operations of the matrix products and convolutions of a meta-step, two for a product and its addition."""
+        fixed, each = (self._flops or {}).get(self.trainer.phase(at), (0, 0))
+        return fixed + tasks * each
+
+    def at(self, at: int, state: State, tasks: Task) -> Callable[..., Any]:
         """`(state, tasks) -> (state, info)` of meta-step `at`. The first batch is tried eager before anything else."""
-        if not self._flops:
-            _adapt_once(self.learner, meta, tasks)
-            one = tree_map(lambda leaf: leaf[:1], tasks)
-            with contextlib.ExitStack() as stack:
-                if self.run.scope == "none":
-                    stack.enter_context(warnings.catch_warnings(action="ignore"))  # the steps themselves give them
-                for first, chosen in self.phases.items():  # also for what a later phase would raise
-                    with FlopCounterMode(display=False) as counter:
-                        meta_grad(self.learner, chosen)(meta, one)
-                    self._flops[first] = counter.get_total_flops()
-        if self._phase != self._first(at):
-            self._phase = self._first(at)
-            self._step = self._made(self.phases[self._phase])
-        assert self._step is not None
+        if self._flops is None:
+            self._flops = self._tried(state, tasks)
+        phase = self.trainer.phase(at)
+        if self._step is None or self._phase != phase:
+            self._phase, self._step = phase, self._made(self.gradient(at))
         return self._step
 
-    def _first(self, at: int) -> int:
-        return max(first for first in self.phases if first <= at)
+    def _tried(self, state: State, tasks: Task) -> dict[int, tuple[int, int]]:
+        """The operations of each phase, whatever the number of tasks and for each; also for what a phase, of the
+        meta-gradient or of the tasks, would raise when it begins."""
+        _adapt_once(self.trainer, state, tasks)
+        for later in self.batches.of_later_sources() if self.trainer.host is None else ():
+            _adapt_once(self.trainer, state, later)
+        build = self.trainer.build
+        if build is None:
+            return {}
+        with contextlib.ExitStack() as stack:
+            if self.run.scope == "none":
+                stack.enter_context(warnings.catch_warnings(action="ignore"))  # the steps themselves give them
+            return {
+                first: _operations(build(gradient, eager), state, tasks, self.trainer.whole_batch)
+                for first, gradient in self.trainer.phases.items()
+            }
 
     def _made(self, gradient: MetaGradient | None) -> Callable[..., Any]:
-        if self.ranks.count == 1 and not self.skip_nonfinite:
-            return self.run.whole(trainer(self.learner, self.optimizer, gradient, stage=self.run.stage).step)
-        outside: MetaGradient = _Inside(gradient, self.run)  # Python decides or communicates around the graph
-        if self.skip_nonfinite:
+        build, scope = self.trainer.build, self.run.scope
+        if build is None or gradient is None:
+            return compile(self.trainer.step, scope=scope)
+        skips = isinstance(gradient, Skipping)
+        if self.ranks.count == 1 and not skips:
+            return self.run.whole(build(gradient, self.run.stage))
+        # Python decides or communicates around the graph
+        outside: MetaGradient = _Inside(gradient.gradient if isinstance(gradient, Skipping) else gradient, self.run)
+        if skips:
             outside = skipping(outside)
         if self.ranks.count > 1:
-            outside = across_ranks(outside, self.ranks, self.meta_batch, self.meanwhile)
-        stage = eager if self.run.scope == "none" else compile
-        return trainer(self.learner, self.optimizer, outside, stage=stage).step
+            outside = across_ranks(outside, self.ranks, self.shared, self.batches.ahead)
+        return build(outside, eager if scope == "none" else compile)
+
+
+def _adapt_once(trainer: Trainer, state: State, tasks: Task) -> None:
+    """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
+    learner = trainer.learner
+    if learner is not None:
+        check_tasks("fit", tasks)
+        with torch.no_grad():
+            over_tasks(lambda m, t: learner.loss(learner.adapt(m, t.support, t.key), m, t.query))(state.meta, tasks)
+    elif isinstance(trainer.step, Staged):
+        trainer.step.check(state, tasks)
+
+
+def _operations(step: Staged, state: State, tasks: Task, mixes: bool) -> tuple[int, int]:
+    """Counted on one task, and on two where the step takes in more than the tasks it is given."""
+
+    def count(tasks: Task) -> int:
+        with FlopCounterMode(display=False) as counter:
+            step(state, tasks)
+        return counter.get_total_flops()
+
+    one = count(tree_map(lambda leaf: leaf[:1], tasks))
+    if not mixes or len(tree_leaves(tasks)[0]) == 1:
+        return 0, one
+    each = count(tree_map(lambda leaf: leaf[:2], tasks)) - one
+    return one - each, each
 
 
 @dataclass(frozen=True)
@@ -106,8 +124,40 @@ class _Inside:
         return self.run.whole(meta_grad(learner, self.gradient, self.run.stage))
 
 
-def _adapt_once(learner: Learner, meta: Tree, tasks: Task) -> None:
-    """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
-    check_tasks("fit", tasks)
-    with torch.no_grad():
-        over_tasks(lambda m, t: learner.loss(learner.adapt(m, t.support, t.key), m, t.query))(meta, tasks)
+def check_bare(trainer: Trainer, ranks: Ranks) -> None:
+    """Says what a trainer of init and step alone does without; refuses what it cannot do.
+
+    Raises InputError for several processes, and for phases without a `build`.
+    """
+    if trainer.build is not None and trainer.phases:
+        return
+    if trainer.phases or trainer.build is not None:
+        missing = "build" if trainer.build is None else "phases"
+        raise InputError(f"fit({trainer.name}): the trainer has no {missing}; expected phases and build, or neither")
+    if ranks.count > 1:
+        raise InputError(
+            f"fit({trainer.name}): {ranks.count} processes, and this trainer has no `build` to share its tasks out; "
+            "expected one process, or a Trainer with phases and build"
+        )
+    warnings.warn(
+        f"fit({trainer.name}): a trainer of init and step alone; it trains on one process, and does without trying its "
+        "input first, skipping tasks that are not finite, compiling in pieces (unless its step is a Staged), "
+        "floating-point operations in what is told, and advice where memory ends; fmeta.Trainer says which field "
+        "brings what",
+        stacklevel=4,
+    )
+
+
+def check_state(name: str, state: Any) -> None:
+    """Raises InputError unless a state has what `fit` needs."""
+    fields = getattr(state, "_fields", ())
+    counts = [getattr(state, field, None) for field in ("step", "bad")]
+    fits = all(isinstance(t, torch.Tensor) and t.dtype == torch.int64 and t.ndim == 0 for t in counts)
+    odd = [type(leaf).__name__ for leaf in tree_leaves(state) if not isinstance(leaf, torch.Tensor)]
+    if not {"meta", "step", "bad"} <= set(fields) or not fits or odd:
+        came = f"a {type(state).__name__}" + (f" with the fields {', '.join(fields)}" if fields else "")
+        came += f", and a {odd[0]} in it" if odd else ""
+        raise InputError(
+            f"fit({name}): init gives {came}; expected a NamedTuple of tensors, with meta, and step and bad, int64 [], "
+            "0 and -1 at the beginning"
+        )

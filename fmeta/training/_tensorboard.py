@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmeta.core import InputError
-from fmeta.training._log import Logger
+from fmeta.training._logging import Logger
 
 
 def tensorboard(folder: str | Path, *, since: int = 0) -> Logger:

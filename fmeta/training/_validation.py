@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fmeta.core import InputError
-from fmeta.core._checks import nearest
+from fmeta.core._checks import check_counts, nearest
 
 Validate = Callable[[Any], float | Mapping[str, float]]  # meta -> the loss, or figures by name
+
+
+class Validation(NamedTuple):
+    """What `fit` judges the meta-parameters by, how often, which figure decides, and when to stop.
+
+    fmeta.fit(..., validate=fmeta.Validation(figures, every=500, monitor="accuracy", patience=5))
+    """
+
+    figures: Validate  # meta -> the loss, or figures by name
+    every: int | None = None  # meta-steps; None: at each checkpoint that is due
+    monitor: str = "loss"  # the figure that decides which checkpoint is the best
+    mode: Literal["min", "max"] | None = None  # which is best; None: the least loss, and the most of any other figure
+    patience: int = 0  # validations in a row that may be no better than the best; 0 never stops
 
 
 class Monitor:
     """Follows one figure of the validations."""
 
-    def __init__(self, name: str, mode: Literal["min", "max"], patience: int) -> None:
-        if mode not in ("min", "max"):
-            raise InputError(f"fit(mode={mode!r}): expected 'min' or 'max'")
+    def __init__(self, name: str = "loss", mode: Literal["min", "max"] | None = None, patience: int = 0) -> None:
+        if mode not in ("min", "max", None):
+            raise InputError(f"Validation(mode={mode!r}): expected 'min', 'max', or None to go by the figure's name")
         if patience < 0:
-            raise InputError(f"fit(patience={patience}): expected 0, which never stops, or more")
+            raise InputError(f"Validation(patience={patience}): expected 0, which never stops, or more")
+        mode = mode or ("min" if name == "loss" else "max")
         self.name, self.spec, self.patience = name, f"{mode} {name}", patience
         self.best, self.since = math.inf, 0
+
+    @staticmethod
+    def of(validation: Validation | None) -> Monitor:
+        if validation is None:
+            return Monitor()
+        if validation.every is not None:
+            check_counts("Validation", every=validation.every)
+        return Monitor(validation.monitor, validation.mode, validation.patience)
 
     @property
     def done(self) -> bool:
@@ -31,7 +53,7 @@ class Monitor:
         """Takes the figures of the next validation."""
         if self.name not in figures:
             raise InputError(
-                f"fit(monitor={self.name!r}): validation gives no such figure; {nearest(self.name, figures)}"
+                f"Validation(monitor={self.name!r}): validation gives no such figure; {nearest(self.name, figures)}"
             )
         score = score_of(self.spec, figures)
         self.since = 0 if score < self.best else self.since + 1

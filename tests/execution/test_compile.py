@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import LEARNERS, STEPPING, distance
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import fmeta
@@ -15,7 +14,6 @@ from fmeta import testing
 from fmeta.core import fold
 from fmeta.core.tree import tree_leaves
 from fmeta.execution import CompileWarning, RetraceWarning
-from fmeta.execution._straighten import straighten
 
 KEY = fmeta.key(4)
 GRADIENTS = {
@@ -266,63 +264,6 @@ def test_a_buffer_that_is_closed_over_is_read_at_every_call():
     f(torch.ones(2))
     buffer.fill_(5.0)
     assert f(torch.ones(2)).tolist() == [6, 6]
-
-
-@pytest.mark.parametrize("batch", [(), (3,)])
-@pytest.mark.parametrize(
-    "form", ["(ab)'", "a'b'", "(a'b')'", "((ab)')'", "(ab)' and ab", "(ab')' view", "sum of (ab)'"]
-)
-def test_straightened_products_are_the_same_products(batch, form):
-    a, b = torch.randn(*batch, 4, 5, dtype=torch.float64), torch.randn(*batch, 5, 4, dtype=torch.float64)
-    function = {
-        "(ab)'": lambda a, b: (a @ b).mT,
-        "a'b'": lambda a, b: a.mT @ b.mT,
-        "(a'b')'": lambda a, b: (a.mT @ b.mT).mT * 2,
-        "((ab)')'": lambda a, b: (a @ b).mT.mT + 1,
-        "(ab)' and ab": lambda a, b: ((a @ b).mT, a @ b),
-        "(ab')' view": lambda a, b: (a @ b).mT.reshape(-1),
-        "a'b' view": lambda a, b: (a.mT @ b.mT).reshape(-1),
-        "as it lies": lambda a, b: (a @ b).mT.as_strided((4, 4), (4, 1)),
-        "sum of (ab)'": lambda a, b: (a @ b).mT.sum(0),
-    }[form]
-    graph = make_fx(function, tracing_mode="fake")(a, b)
-    straighten(graph)
-    for found, expected in zip(tree_leaves(graph(a, b)), tree_leaves(function(a, b)), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    transposed = [n for n in graph.graph.nodes if n.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int)]
-    assert len(transposed) <= 2
-
-
-def test_straightened_products_read_their_operands_before_these_are_written_to():
-    def function(a, b):
-        a = a.clone()
-        product = a @ b
-        a.mul_(0.0)
-        turned = product.mT
-        turned.add_(1.0)
-        return turned, a.mT @ b.mT
-
-    a, b = torch.randn(3, 4, 4), torch.randn(3, 4, 4)
-    graph = make_fx(function, tracing_mode="fake")(a, b)
-    straighten(graph)
-    for found, expected in zip(graph(a, b), function(a, b), strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-def test_the_derivatives_of_a_linear_layer_have_no_transposed_results():
-    """What the rewriting is for: sums over tasks and updates read the gradient of a weight as it lies."""
-    learner = fmeta.maml(fmeta.models.mlp([1, 8, 8, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
-    seen = []
-
-    def backend(graph, inputs):
-        seen.append(graph)
-        return graph.forward
-
-    fmeta.compile(fmeta.meta_grad(learner), backend=backend)(learner.init(KEY), fmeta.tasks.sinusoid()(KEY, 3))
-    products = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
-    for node in seen[0].graph.nodes:
-        if node.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int):
-            assert node.args[0].target not in products or len(node.args[0].users) > 1
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])

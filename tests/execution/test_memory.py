@@ -74,7 +74,7 @@ def test_other_errors_pass():
     learner = fmeta.protonet(fmeta.models.mlp([2, 4]), ways=3)
     with (
         pytest.raises(RuntimeError, match=r"^shape$"),
-        MemoryAdvice(learner, torch.device("cpu"))(None, {}, labelled(key(0))),
+        MemoryAdvice("a", learner, None, torch.device("cpu"))(None, {}, labelled(key(0))),
     ):
         raise RuntimeError("shape")
 

@@ -91,14 +91,19 @@ def test_fit_counts_what_it_leaves_out(learner, tmp_path):
         tasks = vectors(k, count)
         return spoiled(tasks, (1,), "support")
 
-    given = {"key": key(0), "iterations": 4, "meta_batch": 3, "log_every": 2}
+    given = {"key": key(0), "iterations": 4, "meta_batch": 3}
     state = fmeta.fit(
-        learner, fmeta.adam(0.01), sample, skip_nonfinite=True, loggers=[lambda _, v: seen.append(v)], **given
+        learner,
+        fmeta.adam(0.01),
+        sample,
+        gradient=fmeta.skipping(),
+        **given,
+        logging=fmeta.Logging(2, [lambda _, v: seen.append(v)]),
     )
     assert [line["skipped"] for line in seen] == [2, 2]
     assert all(line["loss"] == line["loss"] for line in seen)
     assert int(state.step) == 4
-    with pytest.raises(fmeta.NonFiniteError, match="skip_nonfinite=True"):
+    with pytest.raises(fmeta.NonFiniteError, match=r"gradient=fmeta\.skipping\(\)"):
         fmeta.fit(learner, fmeta.adam(0.01), sample, run_dir=tmp_path, **given)
 
 

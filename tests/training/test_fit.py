@@ -3,18 +3,19 @@
 import errno
 import json
 import math
+import re
 
 import pytest
 import torch
-from helpers import lines_of, striking, untimed
+from helpers import grouped, lines_of, striking, untimed
 
 import fmeta
 from fmeta import Examples, Task
 from fmeta.core import fold, key, uniform
 from fmeta.core.tree import tree_leaves
-from fmeta.training import _checkpoint, _draw, _keeper, load_checkpoint
+from fmeta.training import _batches, _checkpoint, _run_files, load_checkpoint
 from fmeta.training._checkpoint import checkpoints
-from fmeta.training._keeper import claimed
+from fmeta.training._run_files import claimed
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1], torch.tanh), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 OUTER = fmeta.chain(fmeta.clip_by_global_norm(5.0), fmeta.adam(fmeta.cosine_decay(0.02, 40)))
@@ -25,7 +26,7 @@ def train(run_dir=None, iterations=40, **changes):
     given = {"key": key(3), "iterations": iterations, "meta_batch": 3, "log_every": 5, "save_every": 10}
     given |= {"learner": LEARNER, "optimizer": OUTER, "sample": SINUSOID, "run_dir": run_dir}
     given |= changes
-    return fmeta.fit(given.pop("learner"), given.pop("optimizer"), given.pop("sample"), **given)
+    return fmeta.fit(given.pop("learner"), given.pop("optimizer"), given.pop("sample"), **grouped(**given))
 
 
 def same_bits(a, b):
@@ -125,7 +126,7 @@ def test_validation_sees_the_meta_parameters_it_is_recorded_with(tmp_path):
 
 @pytest.mark.parametrize("block", [100, 8], ids=["one block of batches", "a resume inside a block"])
 def test_resumed_at_20_a_run_ends_with_the_same_bits_and_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(_draw, "_BLOCK_STEPS", block)
+    monkeypatch.setattr(_batches, "_BLOCK_STEPS", block)
     whole = train(tmp_path / "whole")
     half = train(tmp_path / "cut", iterations=20)
     resumed = train(tmp_path / "cut", resume=True)
@@ -238,7 +239,7 @@ def test_ctrl_c_at_a_log_costs_no_line_of_metrics(tmp_path, reference):
 
 def interrupted_while_drawing(patch, *steps):
     """Ctrl-C strikes while the batch after each of these steps is drawn."""
-    real, left = _draw.Batches.draw, list(steps)
+    real, left = _batches.Batches.draw, list(steps)
 
     def draw(self):
         self.drawn = getattr(self, "drawn", self.begun)
@@ -248,12 +249,12 @@ def interrupted_while_drawing(patch, *steps):
         self.drawn += 1
         return real(self)
 
-    def init(self, sample, k, meta_batch, start, part, made=_draw.Batches.__init__):
+    def init(self, sample, k, meta_batch, start, part, made=_batches.Batches.__init__):
         self.begun = start
         made(self, sample, k, meta_batch, start, part)
 
-    patch.setattr(_draw.Batches, "draw", draw)
-    patch.setattr(_draw.Batches, "__init__", init)
+    patch.setattr(_batches.Batches, "draw", draw)
+    patch.setattr(_batches.Batches, "__init__", init)
 
 
 def absolute(prediction, y):
@@ -272,7 +273,8 @@ TOLD = fmeta.maml(
 @pytest.mark.parametrize("steps", [(1,), (16,), (19,), (23, 24), (31, 36, 39)])
 def test_interrupted_between_two_logs_a_run_ends_with_the_same_bits_and_lines(tmp_path, monkeypatch, steps):
     """Lines tell of every step once, whichever process took it."""
-    options = {"learner": TOLD, "gradient": {0: fmeta.first_order(), 18: fmeta.unrolled()}, "skip_nonfinite": True}
+    options = {"learner": TOLD, "gradient": {0: fmeta.first_order(), 18: fmeta.unrolled()}}
+    options["gradient"] = {n: fmeta.skipping(g) for n, g in options["gradient"].items()}
     whole = train(tmp_path / "whole", **options)
     interrupted_while_drawing(monkeypatch, *steps)
     run = tmp_path / "cut"
@@ -289,7 +291,7 @@ def test_interrupted_while_a_line_or_a_checkpoint_is_written_a_run_ends_the_same
     tmp_path, monkeypatch, reference, moment
 ):
     """The step of that line is not done yet, so it is done again, and the line is the mean of the same steps."""
-    real, struck = getattr(_keeper.Keeper, moment), []
+    real, struck = getattr(_run_files.RunFiles, moment), []
 
     def strikes(self, *args, **facts):
         if not struck and (moment == "save" or args[0]["step"] == 15):
@@ -299,7 +301,7 @@ def test_interrupted_while_a_line_or_a_checkpoint_is_written_a_run_ends_the_same
             raise KeyboardInterrupt
         real(self, *args, **facts)
 
-    monkeypatch.setattr(_keeper.Keeper, moment, strikes)
+    monkeypatch.setattr(_run_files.RunFiles, moment, strikes)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert steps_kept(tmp_path)[-1] == {"log": 14, "save": 9}[moment]
@@ -421,7 +423,7 @@ def test_steps_that_were_withheld_are_told_of_only_when_they_are_taken(tmp_path)
         train(tmp_path / "cut", log_every=20, **options)
     (at,) = steps_kept(tmp_path / "cut")
     assert 4 < at < 18
-    options |= {"log_every": at + 2, "skip_nonfinite": True}
+    options |= {"log_every": at + 2, "gradient": fmeta.skipping()}
     resumed = train(tmp_path / "cut", resume=True, **options)
     assert same_bits(resumed, train(tmp_path / "whole", **options))
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
@@ -430,8 +432,8 @@ def test_steps_that_were_withheld_are_told_of_only_when_they_are_taken(tmp_path)
 
 def test_a_batch_without_any_good_task_is_not_told_to_leave_tasks_out(tmp_path):
     with pytest.raises(fmeta.NonFiniteError, match=r"of every task, where those were left out\) not finite") as caught:
-        train(tmp_path, learner=_steep(1e30), skip_nonfinite=True)
-    assert "skip_nonfinite" not in str(caught.value)
+        train(tmp_path, learner=_steep(1e30), gradient=fmeta.skipping())
+    assert "skipping" not in str(caught.value)
 
 
 def test_labels_out_of_range_are_reported_by_name_before_anything_is_trained(tmp_path):
@@ -456,10 +458,15 @@ def test_tasks_without_a_task_axis_are_reported_by_name():
         train(sample=sample)
 
 
-@pytest.mark.parametrize("name", ["iterations", "meta_batch", "log_every", "save_every"])
+COUNTS = {"iterations": "fit(iterations", "meta_batch": "fit(meta_batch"}
+COUNTS |= {"log_every": "Logging(every", "save_every": "Saving(every"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_below_one_are_refused_before_a_folder_is_made(tmp_path, name, value):
-    with pytest.raises(fmeta.InputError, match=rf"fit\({name}={value}\): expected a whole number, at least 1"):
+    expected = re.escape(f"{COUNTS[name]}={value}): expected a whole number, at least 1")
+    with pytest.raises(fmeta.InputError, match=expected):
         train(tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 
@@ -473,7 +480,7 @@ def test_an_unknown_scope_is_refused_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize("change", [{"key": fmeta.key(7)}, {"meta_batch": 3}])
 def test_resume_with_another_key_or_batch_is_refused(tmp_path, change):
     """The rest of the run would see other tasks than the run it goes on with."""
-    base = {"key": fmeta.key(0), "meta_batch": 2, "iterations": 4, "run_dir": tmp_path, "save_every": 2, "log_every": 2}
+    base = {"key": fmeta.key(0), "meta_batch": 2, "iterations": 4, "run_dir": tmp_path}
     learner = fmeta.maml(fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
     fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), **base)
     with pytest.raises(fmeta.InputError, match="expected the same"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import F64, vectors
+from helpers import F64, grouped, vectors
 
 import fmeta
 from fmeta.core import fold, key
@@ -30,7 +30,9 @@ def random_tasks(k, count):
 
 def train(gradient, run_dir=None, iterations=12, sample=same_tasks, learner=LEARNER, **more):
     given = {"key": key(3), "meta_batch": 3, "log_every": 4, "save_every": 3, **more}
-    return fmeta.fit(learner, OUTER, sample, iterations=iterations, gradient=gradient, run_dir=run_dir, **given)
+    return fmeta.fit(
+        learner, OUTER, sample, iterations=iterations, gradient=gradient, run_dir=run_dir, **grouped(**given)
+    )
 
 
 def same_bits(a, b):
@@ -133,7 +135,7 @@ def test_a_non_finite_gradient_in_the_second_phase_names_its_step():
 
 @pytest.mark.parametrize("keys", [[], [5], [1, 5], [0, -1], [0, 2.5], [0, "5"], [0.0, 5]], ids=lambda keys: str(keys))
 def test_bad_phases_are_refused_before_a_folder_is_made(tmp_path, keys):
-    with pytest.raises(fmeta.InputError, match=r"fit\(gradient=a mapping\).*expected the first meta-step of each"):
+    with pytest.raises(fmeta.InputError, match=r"trainer\(gradient=a mapping\).*expected the first meta-step of each"):
         train({k: fmeta.unrolled() for k in keys}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -164,7 +166,7 @@ def test_a_later_phase_that_fails_on_these_tasks_is_told_before_the_first_step()
     with pytest.raises(fmeta.InputError, match=r"evolution.*drawn from the task's key"):
         fmeta.fit(
             LEARNER, OUTER, lambda k, count: TASKS._replace(key=()), key=key(3), iterations=12, meta_batch=3,
-            gradient={0: fmeta.first_order(), 5: fmeta.evolution(0.1, 2)}, log_every=1,
-            loggers=[lambda step, _: seen.append(step)],
+            gradient={0: fmeta.first_order(), 5: fmeta.evolution(0.1, 2)},
+            logging=fmeta.Logging(1, [lambda step, _: seen.append(step)]),
         )  # fmt: skip
     assert not seen

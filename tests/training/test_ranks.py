@@ -11,10 +11,10 @@ from helpers import F64, lines_of
 from on_ranks import train
 
 import fmeta
-from fmeta.core import key
+from fmeta.core import PartialSampler, key
 from fmeta.core.tree import tree_leaves
 from fmeta.training import _ranks
-from fmeta.training._draw import Batches
+from fmeta.training._batches import Batches
 from fmeta.training._ranks import Ranks
 
 
@@ -81,7 +81,7 @@ def test_compiled_ranks_equal_eager_ones(alone, two):
 @pytest.mark.parametrize("bad_tasks", [(0,), (0, 1), (1, 4)], ids=["one", "all of rank 0", "one of each"])
 def test_skipped_tasks_are_left_out_of_the_mean_over_ranks(two, bad_tasks):
     (found, told), (other, silent) = (result["skipped", bad_tasks] for result in two[1])
-    assert_close(found, tree_leaves(train(bad_tasks=bad_tasks, skip_nonfinite=True)))
+    assert_close(found, tree_leaves(train(bad_tasks=bad_tasks, gradient=fmeta.skipping())))
     assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
     assert [skipped for skipped, _ in told] == [len(bad_tasks) * steps for steps in (2, 1, 1, 2)]
     assert silent == []
@@ -138,8 +138,8 @@ def test_fewer_tasks_than_ranks_are_refused():
 def test_a_rank_draws_its_part_of_the_batch(has_part):
     waves = fmeta.tasks.sinusoid(shots=2, query=3)
     sample = waves if has_part else lambda k, count: waves(k, count)
-    assert hasattr(sample, "part") == has_part
-    whole, part = Batches(waves, key(1), 6, 0, range(6)), Batches(sample, key(1), 6, 0, range(2, 5))
+    assert isinstance(sample, PartialSampler) == has_part
+    whole, part = Batches({0: waves}, key(1), 6, 0, range(6)), Batches({0: sample}, key(1), 6, 0, range(2, 5))
     for _ in range(3):
         for a, b in zip(tree_leaves(whole.draw()), tree_leaves(part.draw()), strict=True):
             assert torch.equal(a[2:5], b)

@@ -71,9 +71,10 @@ def test_a_resumed_run_tells_every_step_once(tmp_path):
             raise fmeta.SaveError("the disk is full")  # the one error after which nothing is saved
 
     def train(*loggers, resume=False):
-        given = {"key": fmeta.key(0), "iterations": 8, "meta_batch": 2, "log_every": 2, "save_every": 4}
+        given = {"key": fmeta.key(0), "iterations": 8, "meta_batch": 2, "saving": fmeta.Saving(4)}
+        given["logging"] = fmeta.Logging(2, loggers)
         sample = fmeta.tasks.sinusoid(shots=2, query=2)
-        fmeta.fit(LEARNER, fmeta.adam(0.1), sample, run_dir=run, loggers=loggers, resume=resume, **given)
+        fmeta.fit(LEARNER, fmeta.adam(0.1), sample, run_dir=run, resume=resume, **given)
 
     with pytest.raises(fmeta.SaveError, match="full"):
         train(fmeta.tensorboard(run / "tensorboard"), breaks_off)

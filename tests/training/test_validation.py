@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import lines_of
+from helpers import grouped, lines_of
 
 import fmeta
 from fmeta.core import key
@@ -18,7 +18,7 @@ SINUSOID = fmeta.tasks.sinusoid(shots=4, query=4)
 
 def train(run_dir=None, iterations=40, learner=LEARNER, **changes):
     given = {"key": key(3), "iterations": iterations, "meta_batch": 3, "log_every": 10, "save_every": 20}
-    return fmeta.fit(learner, fmeta.adam(0.01), SINUSOID, run_dir=run_dir, **(given | changes))
+    return fmeta.fit(learner, fmeta.adam(0.01), SINUSOID, run_dir=run_dir, **grouped(**given | changes))
 
 
 def figures(*values, name="accuracy"):
@@ -53,17 +53,18 @@ def test_the_best_checkpoint_is_kept_though_no_save_was_due(tmp_path, mode, best
 
 def test_training_stops_when_nothing_gets_better(tmp_path):
     state = train(
-        tmp_path, validate=figures(3.0, 1.0, 2.0, math.nan, 1.0), validate_every=5, monitor="accuracy", patience=3
-    )
+        tmp_path, validate=figures(3.0, 1.0, 2.0, math.nan, 1.0, name="error"), validate_every=5, mode="min",
+        monitor="error", patience=3,
+    )  # fmt: skip
     assert int(state.step) == 25
     assert kept(tmp_path) == [10, 25]  # and nothing after it was lost
-    again = train(tmp_path, resume=True, validate=figures(), validate_every=5, monitor="accuracy", patience=3)
+    again = train(tmp_path, resume=True, validate=figures(), validate_every=5, monitor="error", mode="min", patience=3)
     assert same(again, state)
 
 
 def test_patience_survives_an_interruption(tmp_path):
     values = (3.0, 1.0, 2.0, 2.0, 2.0)
-    options = {"validate_every": 5, "monitor": "accuracy", "patience": 3, "save_every": 5}
+    options = {"validate_every": 5, "monitor": "accuracy", "mode": "min", "patience": 3, "save_every": 5}
     whole = train(tmp_path / "whole", validate=figures(*values), **options)
     train(tmp_path / "cut", iterations=20, validate=figures(*values[:4]), **options)
     resumed = train(tmp_path / "cut", resume=True, validate=figures(*values[4:]), **options)
@@ -79,9 +80,9 @@ def test_without_patience_training_never_stops():
     ("options", "message"),
     [
         ({"monitor": "acuracy", "validate": figures(1.0)}, "no such figure.*accuracy"),
-        ({"mode": "best"}, "expected 'min' or 'max'"),
-        ({"patience": -1}, "expected 0"),
-        ({"validate_every": 0}, "validate_every"),
+        ({"mode": "best", "validate": figures(1.0)}, "expected 'min', 'max'"),
+        ({"patience": -1, "validate": figures(1.0)}, "expected 0"),
+        ({"validate_every": 0, "validate": figures(1.0)}, r"Validation\(every=0\)"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -116,7 +117,7 @@ def test_floating_point_operations_are_counted():
     seen = []
     fmeta.fit(
         learner, fmeta.sgd(0.1), sample, key=key(0), iterations=2, meta_batch=7, gradient=fmeta.first_order(),
-        loggers=[lambda _, values: seen.append(values)],
+        logging=fmeta.Logging(loggers=[lambda _, values: seen.append(values)]),
     )  # fmt: skip
     operations = seen[0]["time/flop_per_second"] / seen[0]["time/tasks_per_second"]
     assert operations == pytest.approx(2 * 2 * 3 * 5 * (4 + 6), rel=1e-6)

@@ -17,11 +17,11 @@ _LAYOUTS = (_aten.as_strided.default, _aten.as_strided_.default, _aten.as_stride
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten.expand.default)
 
 
-def straighten(graph: GraphModule) -> None:
-    """In place: (AB)ᵀ becomes BᵀAᵀ, AᵀBᵀ becomes (BA)ᵀ, and a transpose of a transpose nothing."""
+def without_transposed_products(graph: GraphModule) -> GraphModule:
+    """The graph, changed in place: (AB)ᵀ becomes BᵀAᵀ, AᵀBᵀ becomes (BA)ᵀ, and a transpose of a transpose nothing."""
     nodes = graph.graph
     if any(node.target in _LAYOUTS for node in nodes.nodes):
-        return  # what reads memory as it lies
+        return graph  # what reads memory as it lies
     for node in list(nodes.nodes):
         new = _simpler(nodes, node)
         if new is not None:
@@ -29,6 +29,7 @@ def straighten(graph: GraphModule) -> None:
             nodes.erase_node(node)
     nodes.eliminate_dead_code()
     graph.recompile()
+    return graph
 
 
 def _simpler(graph: Graph, node: Node) -> Node | None:

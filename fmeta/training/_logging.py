@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +17,20 @@ from fmeta.core.tree import tree_leaves
 class Logger(Protocol):
     """Takes what a run tells: the step it has reached, and values by name, numbers or matplotlib figures.
 
-    `fit` calls it every `log_every` steps, and wherever it validates or saves.
+    `fit` calls it as often as `Logging` says, and wherever it validates or saves.
     """
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+
+class Logging(NamedTuple):
+    """How often `fit` looks at the device and writes a line of metrics, and who is told.
+
+    fmeta.fit(..., logging=fmeta.Logging(every=500, loggers=[fmeta.tensorboard("runs/a/tensorboard")]))
+    """
+
+    every: int = 100  # meta-steps
+    loggers: Sequence[Logger] = ()  # called with the step and the values of each line
 
 
 class Window:
@@ -45,9 +55,9 @@ class Window:
             self.before.clear()
             self.rows.clear()
         self.rows[at] = {
-            "loss": info.loss,
-            **{name: values.mean() for name, values in info.metrics.items()},
-            "gradient_norm": info.gradient_norm,
+            "loss": info.loss.detach(),
+            **{name: values.detach().mean() for name, values in info.metrics.items()},
+            **({"gradient_norm": info.gradient_norm} if isinstance(info.gradient_norm, Tensor) else {}),
             **({"skipped": info.skipped.sum()} if isinstance(info.skipped, Tensor) else {}),
         }
         self.tasks += tasks
@@ -68,8 +78,9 @@ class Window:
         found = {
             "time/seconds": round(self.last - self.began, 3),
             "time/tasks_per_second": self.tasks / training,
-            "time/flop_per_second": self.flops / training,
         }
+        if self.flops:
+            found["time/flop_per_second"] = self.flops / training
         found |= {f"time/{what}": round(seconds / passed, 4) for what, seconds in self.spent.items()}
         self.spent.clear()
         self.tasks, self.flops, self.opened, self.closed = 0, 0.0, self.last, at

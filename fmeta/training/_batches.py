@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from fmeta.core import Task, fold
+from fmeta.core import PartialSampler, Task, fold
 from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from fmeta.operators._over_tasks import over_tasks
+from fmeta.training._trainer import check_phases
 
+Sample = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks
 _BLOCK_STEPS, _BLOCK_BYTES = 100, 1 << 25
+
+
+def sources_of(sample: Sample | Mapping[int, Sample]) -> dict[int, Sample]:
+    """The first meta-step of each source of tasks, in their order."""
+    if not isinstance(sample, Mapping):
+        return {0: sample}
+    check_phases("fit(sample=a mapping)", "source of tasks", sample)
+    return dict(sorted(sample.items()))
 
 
 class Batches:
@@ -22,10 +32,10 @@ class Batches:
     so that a resumed run computes each batch within the same block.
     """
 
-    def __init__(
-        self, sample: Callable[[Tensor, int], Task], key: Tensor, meta_batch: int, start: int, part: range
-    ) -> None:
-        self._stream = _stream(_drawing(sample, meta_batch, part), key, start)
+    def __init__(self, sources: Mapping[int, Sample], key: Tensor, meta_batch: int, start: int, part: range) -> None:
+        self.draws = {first: _drawing(sample, meta_batch, part) for first, sample in sources.items()}
+        self.key, self.start = key, start
+        self._stream = _streams(self.draws, key, start)
         self._next: Task | None = None
 
     def ahead(self) -> None:
@@ -39,13 +49,28 @@ class Batches:
         assert tasks is not None
         return tasks
 
+    def of_later_sources(self) -> Iterator[Task]:
+        """The first batch of each source that comes later."""
+        for first, draw in self.draws.items():
+            if first > self.start:
+                yield draw(fold(self.key, first))
 
-def _drawing(sample: Callable[[Tensor, int], Task], meta_batch: int, part: range) -> Callable[[Tensor], Task]:
+
+def _drawing(sample: Sample, meta_batch: int, part: range) -> Callable[[Tensor], Task]:
     if len(part) == meta_batch:
         return lambda key: sample(key, meta_batch)
-    if hasattr(sample, "part"):
+    if isinstance(sample, PartialSampler):
         return lambda key: sample.part(key, meta_batch, part)
     return lambda key: tree_map(lambda leaf: leaf[part.start : part.stop], sample(key, meta_batch))
+
+
+def _streams(draws: Mapping[int, Callable[[Tensor], Task]], key: Tensor, start: int) -> Iterator[Task]:
+    """One source after another."""
+    ends = [*list(draws)[1:], None]
+    for (first, draw), end in zip(draws.items(), ends, strict=True):
+        begin = max(first, start)
+        if end is None or begin < end:
+            yield from itertools.islice(_stream(draw, key, begin), None if end is None else end - begin)
 
 
 def _stream(draw: Callable[[Tensor], Task], key: Tensor, start: int) -> Iterator[Task]:

@@ -1,23 +1,46 @@
-"""The folder of a run: metrics.jsonl and the checkpoints, by one process at a time."""
+"""The folder of a run: metrics.jsonl, the checkpoints, and where its recipe stands, by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from fmeta.core import InputError
+from fmeta.core._checks import check_counts
 from fmeta.operators._choices import choices, prefer
 from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkpoint, mend, prune, save_checkpoint
-from fmeta.training._trainer import TrainState
+from fmeta.training._trainer import State
+
+_FORMAT = 2  # of recipe.json
+_OURS = {"format", "step", "sha256", "torch", "key", "meta_batch", "validation", "monitor", "best", "since", "window"}
 
 
 class SaveError(RuntimeError):
     """A run could not be written down, because the disk is full for example. What was whole before still is."""
+
+
+class Saving(NamedTuple):
+    """How often `fit` takes a checkpoint, and what its `checkpoint.json` says beside `fit`'s own facts.
+
+    fmeta.fit(..., run_dir="runs/a", saving=fmeta.Saving(every=500, facts={"data": "2026-11"}))
+    """
+
+    every: int = 1000  # meta-steps
+    facts: Mapping[str, Any] = {}  # what JSON can hold
+
+    def check(self) -> None:
+        """Raises InputError for an interval below 1, and for names that are `fit`'s own."""
+        check_counts("Saving", every=self.every)
+        taken = sorted(_OURS & self.facts.keys())
+        if taken:
+            raise InputError(f"Saving(facts=…): {', '.join(taken)}: fit's own; expected other names")
 
 
 @contextlib.contextmanager
@@ -63,17 +86,36 @@ def _check_new(folder: Path, resume: bool) -> None:
         )
 
 
-class Keeper:
-    """Writes the files of one run."""
+class RunFiles:
+    """Writes the files of one run.
 
-    def __init__(self, run_dir: str | Path, resume: bool, iterations: int, identity: dict[str, int]) -> None:
+    Args:
+        run_dir: a folder that this process has claimed.
+        resume: whether a run is there to go on with.
+        iterations: where it ends.
+        identity: what it may not go on without.
+        facts: more that its checkpoints say.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, resume: bool, iterations: int, identity: dict[str, int], facts: Mapping[str, Any]
+    ) -> None:
         self.folder, self.iterations, self.identity = Path(run_dir) / "checkpoints", iterations, identity
         self.metrics, self.choices = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "choices.json"
-        self.resume = resume
+        self.resume, self.facts = resume, facts
         with self._writing("checkpoints"):
             self.folder.mkdir(exist_ok=True)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
+    def point_to_recipe(self, where: str) -> None:
+        """Writes where the run's recipe stands, unless something is written already."""
+        path = self.folder.parent / "recipe.json"
+        if path.exists():
+            return
+        stored = {"format": _FORMAT, "fmeta": version("fmeta"), "torch": str(torch.__version__)}
+        with self._writing("recipe.json"):
+            write_whole(path, json.dumps({**stored, "recipe": {"object": where}}, indent=1) + "\n")
+
+    def restore(self, state: Any) -> tuple[Any, list[dict[str, Any]]]:
         """The last checkpoint, and the facts of all, oldest first. The metrics are cut back to it."""
         found = checkpoints(self.folder) if self.resume else []
         if found:
@@ -90,24 +132,24 @@ class Keeper:
                     f"fit(iterations={self.iterations}): the run stands at step {step}; expected at least that"
                 )
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # lost: measured again
-                prefer(json.loads(self.choices.read_text()))
+                prefer(json.loads(self.choices.read_text(encoding="utf-8")))
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= int(state.step)]
         with self._writing("metrics.jsonl"):
             write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return state, [facts for _, facts in found]
 
     def log(self, line: dict[str, Any]) -> None:
-        with self._writing("metrics.jsonl"), self.metrics.open("a") as file:
+        with self._writing("metrics.jsonl"), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def save(self, state: TrainState, *, again: bool = True, **facts: Any) -> None:
+    def save(self, state: State, *, again: bool = True, **facts: Any) -> None:
         """A checkpoint with these facts. Not `again`: one of the same step stays as it is."""
         step = int(state.step)
         if not again and step in dict(checkpoints(self.folder)):
             return
         with self._writing(f"checkpoint {step}"):
             write_whole(self.choices, json.dumps(choices(), indent=1) + "\n")
-            save_checkpoint(self.folder, state, step, **facts, **self.identity)
+            save_checkpoint(self.folder, state, step, **self.facts, **facts, **self.identity)
             best = best_checkpoint(checkpoints(self.folder))
             prune(self.folder, keep={step} if best is None else {step, best})
 
@@ -127,10 +169,10 @@ class Keeper:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of it or nothing. Raises OSError."""
+    """All of it or nothing, in UTF-8. Raises OSError."""
     fresh = path.with_name(f"{path.name}.tmp")
     try:
-        fresh.write_text(text)
+        fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -140,8 +182,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without what a crash left half written; none where there is no file."""
-    lines = [_parsed(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
-    return [line for line in lines if line]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line for line in map(_parsed, text.splitlines()) if line]
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""What `fit` does between the steps: looks at the device, validates, tells, keeps, and decides when to stop."""
+"""What `fit` does between the steps: looks at the device, validates, tells, saves, and decides when to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fmeta.core import Info
-from fmeta.training._keeper import Keeper
-from fmeta.training._log import Logger, Window, learned_rates
+from fmeta.core import Info, InputError
+from fmeta.training._logging import Logger, Window, learned_rates
 from fmeta.training._ranks import Ranks
-from fmeta.training._trainer import TrainState
+from fmeta.training._run_files import RunFiles
+from fmeta.training._trainer import State
 from fmeta.training._validation import Monitor, Validate, figures_of
 
 
@@ -23,16 +23,13 @@ class Every(NamedTuple):
     iterations: int
     log: int
     save: int
-    validate: int
-
-    def counts(self) -> dict[str, int]:
-        return {"log_every": self.log, "save_every": self.save, "validate_every": self.validate}
+    validate: int  # 0: never
 
     def due(self, at: int, interval: int) -> bool:
-        return at % interval == 0 or at == self.iterations
+        return interval > 0 and (at % interval == 0 or at == self.iterations)
 
 
-class Watch:
+class Progress:
     """Called after every step; `stopped` says whether that was the last one."""
 
     def __init__(
@@ -40,34 +37,39 @@ class Watch:
         name: str,
         ranks: Ranks,
         every: Every,
-        validate: Validate | None,
-        best: Monitor,
-        keeper: Keeper | None,
+        judges: tuple[Validate | None, Monitor],
+        files: RunFiles | None,
         loggers: Sequence[Logger],
-        state: TrainState,
-        history: Sequence[Mapping[str, Any]],
-        skips: bool,
     ) -> None:
-        self.name, self.ranks, self.every, self.validate, self.best = name, ranks, every, validate, best
-        self.keeper, self.loggers, self.skips = keeper, loggers, skips
+        self.name, self.ranks, self.every, self.files, self.loggers = name, ranks, every, files, loggers
+        self.validate, self.best = judges
+        self.window = Window({})
+        self.stopped = False
+
+    def begin(self, state: State, history: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on after checkpoints with these facts, oldest first."""
         before = history[-1].get("window", {}) if history else {}
         self.window = Window({int(step): row for step, row in before.items()})
-        self.validates = ranks.agree(validate is not None, state.step)
-        self.stopped = ranks.agree(best.done, state.step)
+        self.stopped = self.ranks.agree(self.best.done, state.step)
 
-    def __call__(self, at: int, state: TrainState, info: Info, tasks: int, flops: int) -> dict[str, Any]:
-        """Looks at the state after step `at`, and keeps it where that is due. Returns what is to be told."""
+    def __call__(self, at: int, state: State, info: Info, tasks: int, flops: int, *, skips: bool) -> dict[str, Any]:
+        """Looks at the state after step `at`, and saves it where that is due. Returns what is to be told."""
         if self.ranks.rank == 0:
-            self.window.add(at, info, tasks, tasks * flops)
+            self.window.add(at, info, tasks, flops)
         every = self.every
-        validating, saving = self.validates and every.due(at, every.validate), every.due(at, every.save)
+        validating, saving = every.due(at, every.validate), every.due(at, every.save)
         if not (validating or saving or every.due(at, every.log)):
             self.window.lap("step")
             return {}
         bad = int(state.bad)  # the one place that waits for the device
         self.window.lap("step")
         if bad >= 0:
-            raise NonFiniteError(self._bad_news(bad))
+            raise NonFiniteError(self._bad_news(bad, skips))
+        if int(state.step) != at:
+            raise InputError(
+                f"fit({self.name}): after meta-step {at} the state's step is {int(state.step)}; expected a trainer "
+                "whose step adds one to it"
+            )
         self.ranks.check_same(state, at)
         line = self._kept(at, state, validating, saving) if self.ranks.rank == 0 else {}
         if validating:
@@ -78,7 +80,7 @@ class Watch:
         for log in self.loggers if line else ():
             log(at, line)
 
-    def _kept(self, at: int, state: TrainState, validating: bool, saving: bool) -> dict[str, Any]:
+    def _kept(self, at: int, state: State, validating: bool, saving: bool) -> dict[str, Any]:
         line, facts = self.window.values() | learned_rates(state.meta), dict[str, Any]()
         if validating and self.validate is not None:
             figures = figures_of(self.validate(state.meta))
@@ -88,21 +90,21 @@ class Watch:
             saving = saving or self.best.since == 0 or self.best.done
             self.window.lap("validation")
         line |= self.window.close(at)
-        if self.keeper is not None:
-            self.keeper.log({"step": at, **line})
+        if self.files is not None:
+            self.files.log({"step": at, **line})
             if saving:
-                self.keeper.save(state, **facts, **self.best.facts())
+                self.files.save(state, **facts, **self.best.facts())
         self.window.lap("checkpoint")
         return line
 
-    def _bad_news(self, bad: int) -> str:
-        folder = self.keeper and self.keeper.folder
+    def _bad_news(self, bad: int, skips: bool) -> str:
+        folder = self.files and self.files.folder
         kept = f"the state before it is the last checkpoint in {folder}" if folder else "pass run_dir to keep states"
         what = "loss, meta-gradient or update"
-        if self.skips:
+        if skips:
             what, skip = f"{what} (of every task, where those were left out)", ""
         else:
-            skip = "leave such tasks out (skip_nonfinite=True), "
+            skip = "leave such tasks out (gradient=fmeta.skipping(), --skip-nonfinite), "
         return (
             f"fit({self.name}): {what} not finite at step {bad}; its update and all later ones were withheld; {kept}; "
             f"lower the inner or the outer rate, clip (fmeta.clip_by_global_norm), {skip}or look at the tasks of this "

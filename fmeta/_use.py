@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fmeta.core import Examples, InputError, Learner, Tree, key, trajectory
+from fmeta.core.tree import named_leaves
 from fmeta.evaluation import class_shares
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks import ClassData, image_folder, read_images
-from fmeta.tasks._episodes import look_up
+from fmeta.tasks._class_data import look_up
 from fmeta.tasks._images import OnError, is_image
 
 
@@ -119,10 +120,10 @@ def adapt(
         )
     data = support if isinstance(support, ClassData) else _folder(recipe, support, on_error)
     shape = (1, recipe.size, recipe.size)
-    if data.examples.shape[1:] != shape or bool(data.turns.any()):
-        raise InputError(
-            f"{here}: the support set has shape {list(data.examples.shape[1:])}; expected {list(shape)}, as the run's"
-        )
+    shapes = {name: list(leaf.shape[1:]) for name, leaf in named_leaves(data.examples).items()}
+    if shapes != {"": list(shape)} or bool(data.turns.any()):
+        came = ", ".join(f"{name} {found}" if name else f"{found}" for name, found in shapes.items())
+        raise InputError(f"{here}: the support set has shape {came}; expected {list(shape)}, as the run's")
     ways = len(data.names)
     if ways < 2 or (ways > recipe.ways and not recipe.encodes):
         most = "any number" if recipe.encodes else f"at most {recipe.ways}, the outputs of its {recipe.learner}"

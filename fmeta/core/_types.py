@@ -36,6 +36,15 @@ class Task(NamedTuple):
     key: Tree = ()  # int64 []
 
 
+@runtime_checkable
+class PartialSampler(Protocol):
+    """A source of tasks that can draw some tasks of a batch alone: those of one rank."""
+
+    def __call__(self, key: Tensor, count: int) -> Task: ...
+
+    def part(self, key: Tensor, count: int, numbers: range) -> Task: ...
+
+
 class InContext(NamedTuple):
     """An input with the support set beside it, for networks that look at both."""
 

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 from fmeta.core import InputError, fold, key, uniform
 from fmeta.core._checks import check_counts
 from fmeta.tasks._cache import cached_images
-from fmeta.tasks._episodes import ClassData, Split, class_data
+from fmeta.tasks._class_data import ClassData, Split, class_data
 
 # Unicode blocks. Where two scripts share a shape, the one listed first has it.
 _SCRIPTS: dict[Split, dict[str, range]] = {

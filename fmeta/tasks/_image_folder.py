@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmeta.core import InputError
 from fmeta.core._checks import check_counts
-from fmeta.tasks._episodes import ClassData, laid_out
+from fmeta.tasks._class_data import ClassData, laid_out
 from fmeta.tasks._images import SUFFIXES, OnError, decode, is_image, square
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}

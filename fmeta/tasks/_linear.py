@@ -9,14 +9,19 @@ from fmeta.core import Examples, InputError, Task, Tree, fold, normal
 from fmeta.core._checks import check_counts
 from fmeta.core.tree import mean_tasks
 from fmeta.operators._over_tasks import over_tasks
-from fmeta.tasks._sampler import Sampler, sampler
+from fmeta.tasks._sampler import TaskSampler
 
 
 def linear(
     *, features: int = 3, shots: int = 10, query: int = 10, noise: float = 0.1, dtype: torch.dtype = torch.float32
-) -> Sampler:
+) -> TaskSampler:
     """y = w·x + b + noise·ε with w, b, x and ε standard normal. `x` is `[task, example, features]`, `y`
-    `[task, example, 1]`."""
+    `[task, example, 1]`.
+
+    >>> import fmeta
+    >>> linear(features=3, shots=10)(fmeta.key(0), 25).support.x.shape
+    torch.Size([25, 10, 3])
+    """
     check_counts("linear", features=features, shots=shots, query=query)
 
     def one(key: Tensor) -> Task:
@@ -29,7 +34,7 @@ def linear(
 
         return Task(draw(1, shots), draw(2, query), fold(key, 3))
 
-    return sampler(one)
+    return TaskSampler(one)
 
 
 def linear_meta_grad(meta: Tree, tasks: Task, *, lr: float, steps: int) -> Tree:
@@ -38,6 +43,15 @@ def linear_meta_grad(meta: Tree, tasks: Task, *, lr: float, steps: int) -> Tree:
     With X the support inputs and a column of ones, H = 2XᵀX/n, w* the least-squares solution, q the same on the query:
 
         fast = w* + (I − lr·H)ᴷ (meta − w*),    meta-gradient = (I − lr·H)ᴷ · 2/m · X_qᵀ(X_q·fast − y_q).
+
+    So `fmeta.meta_grad` of that learner is right to the last digits:
+
+        >>> import fmeta
+        >>> learner = fmeta.maml(fmeta.models.mlp([3, 1]), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=5)
+        >>> meta, tasks = learner.init(fmeta.key(0)), linear(features=3)(fmeta.key(1), 25)
+        >>> gradient, info = fmeta.meta_grad(learner)(meta, tasks)
+        >>> fmeta.testing.distance(gradient, linear_meta_grad(meta, tasks, lr=0.1, steps=5)) < 1e-5
+        True
 
     Args:
         meta: `{"head.weight": [1, features], "head.bias": [1]}`.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fmeta.core import InputError
 from fmeta.tasks._cache import cached_file
-from fmeta.tasks._episodes import ClassData, Split, laid_out
+from fmeta.tasks._class_data import ClassData, Split, laid_out
 from fmeta.tasks._images import decode
 from fmeta.tasks._pickle import load_arrays
 

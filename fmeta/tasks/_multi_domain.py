@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Task, fold, uniform
 from fmeta.core._checks import nearest
-from fmeta.core.tree import named_leaves, tree_map
-from fmeta.tasks._sampler import Sampler
+from fmeta.core.tree import named_leaves, tree_map, tree_structure
+from fmeta.tasks._sampler import Sampler, draw_part
 
 
 def multi_domain(
     sources: Mapping[str, Sampler], *, leave_out: str | None = None, weights: Mapping[str, float] | None = None
-) -> Sampler:
+) -> MultiDomain:
     """Each task from one of the sources, drawn at random. To test on every domain in turn:
 
         for name in sources:
             train, test = multi_domain(sources, leave_out=name), sources[name]
+
+    Sources are samplers of any kind:
+
+        >>> import fmeta
+        >>> sources = {"waves": fmeta.tasks.sinusoid(), "lines": fmeta.tasks.linear(features=1)}
+        >>> multi_domain(sources, weights={"waves": 3, "lines": 1})(fmeta.key(0), 16).support.x.shape
+        torch.Size([16, 10, 1])
 
     Every source draws the whole batch, and of each task the one from its source stays: all shapes are fixed, so that
     it compiles.
@@ -42,19 +50,34 @@ def multi_domain(
     shares = _shares(sources, list(kept), weights)
     edges = list(itertools.accumulate(share / sum(shares) for share in shares))[:-1]
 
-    def sample(key: Tensor, count: int) -> Task:
-        drawn = {name: source(fold(key, i), count) for i, (name, source) in enumerate(kept.items(), 1)}
+    return MultiDomain(kept, tuple(edges))
+
+
+@dataclass(frozen=True)
+class MultiDomain:
+    """What `multi_domain` gives: a `Sampler` that draws parts of a batch alone where its sources do."""
+
+    sources: Mapping[str, Sampler]
+    edges: tuple[float, ...]  # [source - 1] where in 0..1 the next source begins
+
+    def __call__(self, key: Tensor, count: int) -> Task:
+        return self.part(key, count, range(count))
+
+    def part(self, key: Tensor, count: int, numbers: range) -> Task:
+        """The tasks with these consecutive numbers of the batch of `count`."""
+        drawn = {
+            name: draw_part(source, fold(key, i), count, numbers)
+            for i, (name, source) in enumerate(self.sources.items(), 1)
+        }
         _check_alike(drawn)
-        place = uniform(fold(key, 0), (count,), dtype=torch.float64)
+        place = uniform(fold(key, 0), (count,), dtype=torch.float64)[numbers.start : numbers.stop]
 
         def pick(first: Tensor, *others: Tensor) -> Tensor:
-            for edge, other in zip(edges, others, strict=True):
+            for edge, other in zip(self.edges, others, strict=True):
                 first = torch.where((place >= edge).view(-1, *[1] * (other.ndim - 1)), other, first)
             return first
 
         return tree_map(pick, *drawn.values())
-
-    return sample
 
 
 def _shares(sources: Mapping[str, Sampler], kept: list[str], weights: Mapping[str, float] | None) -> list[float]:
@@ -88,3 +111,8 @@ def _check_alike(drawn: Mapping[str, Task]) -> None:
                     f"multi_domain: in a task of {first!r} {place} is {mine}, of {other!r} {theirs}; expected the same "
                     "shapes; give the sources the same ways, shots, query, image size and channels"
                 )
+        if tree_structure(drawn[first]) != tree_structure(drawn[other]):
+            raise InputError(
+                f"multi_domain: the tasks of {first!r} and {other!r} hold the same leaves in other containers or in "
+                "another order; expected trees of one structure; make the tuples, lists and dicts of the sources alike"
+            )

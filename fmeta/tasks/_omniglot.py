@@ -19,8 +19,8 @@ from torch import Tensor
 from fmeta.core import InputError, key, permutation
 from fmeta.operators import cache_folder
 from fmeta.tasks._cache import cached_images
+from fmeta.tasks._class_data import ClassData, Split, select_classes
 from fmeta.tasks._download import fetch
-from fmeta.tasks._episodes import ClassData, Split, select_classes
 
 Protocol = Literal["finn", "vinyals", "lake"]
 

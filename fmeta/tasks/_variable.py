@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, choice, fold, randint, uniform
 from fmeta.core._checks import check_counts
-from fmeta.tasks._episodes import ClassData, check_turns, look_up
-from fmeta.tasks._sampler import Sampler, sampler
+from fmeta.tasks._class_data import ClassData, check_turns, look_up
+from fmeta.tasks._sampler import TaskSampler
 
 
 def variable_episodes(
@@ -21,7 +21,7 @@ def variable_episodes(
     query: int = 10,
     max_support: int = 500,
     max_support_per_class: int = 100,
-) -> Sampler:
+) -> TaskSampler:
     """Tasks of variable way and shot, drawn as in Meta-Dataset (Triantafillou et al. 2020, section 3.2,
     https://arxiv.org/abs/1903.03096). With C the classes of a task and |n| the examples that class n has:
 
@@ -34,6 +34,12 @@ def variable_episodes(
     The examples come first, in random order; then copies of them, with weight 0. Labels are `0 .. |C|-1`. To
     `protonet`, `matching`, `relation`, `ridge` and `protomaml` with `ways=max_ways` it is exactly the task of |C| ways;
     a head with `max_ways` outputs (`maml` …) keeps the other ways in its softmax.
+
+        >>> import fmeta, torch
+        >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(5 + i, 16) for i in range(30)})
+        >>> tasks = variable_episodes(data, max_ways=10, query=5, max_support=60)(fmeta.key(0), 4)
+        >>> tasks.support.x.shape, tasks.query.x.shape
+        (torch.Size([4, 60, 16]), torch.Size([4, 50, 16]))
 
     Args:
         data: the classes to draw from, each with at least two examples.
@@ -88,7 +94,7 @@ def variable_episodes(
         support = take(4, shots, queries, max_support)
         return Task(support, take(5, queries * here, 0, max_ways * query), fold(key, 6))
 
-    return sampler(one)
+    return TaskSampler(one)
 
 
 def _shots(key: Tensor, size: Tensor, left: Tensor, here: Tensor, most: int, most_per_class: int) -> Tensor:

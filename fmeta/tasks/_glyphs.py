@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 from fmeta.core import InputError, fold, key, uniform
 from fmeta.core._checks import check_counts
 from fmeta.tasks._cache import cached_images
-from fmeta.tasks._class_data import ClassData, Split, class_data
+from fmeta.tasks._class_data import ClassData, Split, check_split, class_data
 
 # Unicode blocks. Where two scripts share a shape, the one listed first has it.
 _SCRIPTS: dict[Split, dict[str, range]] = {
@@ -80,6 +80,9 @@ class _Jitter(NamedTuple):
 def glyphs(split: Split, *, drawings: int = 20, seed: int = 0) -> ClassData:
     """Characters of one split, uint8 `[row, 1, 28, 28]`, ink 255 on paper 0. About 715 / 145 / 250 classes.
 
+        train = fmeta.tasks.glyphs("train")                    # draws them the first time, in about a minute
+        sample = fmeta.tasks.episodes(train, ways=5, shots=1, query=15)
+
     No script is in two splits. Train: Latin, Greek, Cyrillic, Canadian syllabics, mathematical operators. Validation:
     Georgian, Hebrew, N'Ko, Ogham, Old Italic. Test: Armenian, Arabic, Lao, Tifinagh, Braille. A class is named
     `script/character`.
@@ -104,8 +107,7 @@ def glyphs(split: Split, *, drawings: int = 20, seed: int = 0) -> ClassData:
     Raises:
         InputError: unknown split, fewer than one drawing, or fonts that are missing from matplotlib.
     """
-    if split not in get_args(Split):
-        raise InputError(f"glyphs(split={split!r}): expected 'train', 'validation' or 'test'")
+    check_split("glyphs", split)
     check_counts("glyphs", drawings=drawings)
     files = _files()
     images, names = cached_images(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 from fmeta.core import InputError, key, permutation
 from fmeta.operators import cache_folder
 from fmeta.tasks._cache import cached_images
-from fmeta.tasks._class_data import ClassData, Split, select_classes
+from fmeta.tasks._class_data import ClassData, Split, check_split, select_classes
 from fmeta.tasks._download import fetch
 
 Protocol = Literal["finn", "vinyals", "lake"]
@@ -43,6 +44,9 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, UnidentifiedImageError, EOFError,
 def omniglot(split: Split, *, protocol: Protocol = "finn", data_dir: str | Path | None = None) -> ClassData:
     """The classes of one split, 28x28, ink 1 on paper 0, 20 examples each.
 
+        train = fmeta.tasks.omniglot("train")                  # downloads 10 MB the first time
+        sample = fmeta.tasks.episodes(train, ways=5, shots=1, query=15, rotate=True)
+
     Args:
         split: "train", "validation" or "test".
         protocol: "finn": all 1,623 characters shuffled, then 1,100 / 100 / 423, as Finn et al. 2017 (their shuffle
@@ -64,8 +68,7 @@ def omniglot(split: Split, *, protocol: Protocol = "finn", data_dir: str | Path 
         torch.zeros(len(names), dtype=torch.int64),
         tuple(names),
     )
-    if split not in _VINYALS:
-        raise InputError(f"omniglot(split={split!r}): expected 'train', 'validation' or 'test'")
+    check_split("omniglot", split)
     if protocol == "lake":
         background, evaluation = torch.arange(len(names)).split(list(_PARTS.values()))
         return select_classes(data, background if split == "train" else evaluation)
@@ -84,10 +87,14 @@ def load_omniglot(data_dir: str | Path | None = None) -> tuple[Tensor, list[str]
     Decoded once (Lanczos from 105x105, inverted) and kept in the cache folder under the sources' fingerprint.
     """
     sources = [_source(part, data_dir) for part in _PARTS]
-    digest = hashlib.sha256("".join(_fingerprint(s) for s in sources).encode()).hexdigest()[:16]
+    prints = [_fingerprint(source) for source in sources]
+    digest = hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
     def decode() -> tuple[Tensor, list[str]]:
         decoded = [_decode(source, part) for part, source in zip(_PARTS, sources, strict=True)]
+        for source, before in zip(sources, prints, strict=True):
+            if _fingerprint(source) != before:
+                raise InputError(f"omniglot: {source} changed while it was read; expected it at rest; load it again")
         return torch.cat([d[0] for d in decoded]), decoded[0][1] + decoded[1][1]
 
     return cached_images(f"omniglot-{digest}", decode)
@@ -97,7 +104,7 @@ def _source(part: str, data_dir: str | Path | None) -> Path:
     if data_dir is None:
         return fetch(f"{_ARCHIVES}{part}.zip", _CHECKSUMS[f"{part}.zip"], cache_folder() / "omniglot")
     for found in (Path(data_dir, part), Path(data_dir, f"{part}.zip")):
-        if found.exists():
+        if os.path.exists(found):  # unlike Path's, False for a name that no file can have
             return found
     raise InputError(
         f"omniglot(data_dir={str(data_dir)!r}): found neither {part}/ nor {part}.zip; expected the official archives "
@@ -106,10 +113,17 @@ def _source(part: str, data_dir: str | Path | None) -> Path:
 
 
 def _fingerprint(source: Path) -> str:
-    if source.is_file():
-        return hashlib.sha256(source.read_bytes()).hexdigest()
-    files = sorted((str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in source.rglob("*.png"))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    try:
+        if source.is_file():
+            return hashlib.sha256(source.read_bytes()).hexdigest()
+        found = ((str(p.relative_to(source)), p.stat()) for p in source.rglob("*.png"))
+        files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"omniglot: cannot read {error.filename or source}: {error.strerror}; expected the official archives or "
+            "their folders, at rest; load them again"
+        ) from error
 
 
 def _drawings(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -152,12 +166,14 @@ def _rotated_classes(data: ClassData, split: Split, data_dir: str | Path | None)
         )
     else:
         path = Path(data_dir, "splits_vinyals", name)
-    if not path.exists():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split()
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"does not open: {error.strerror}"
         raise InputError(
-            f"omniglot(protocol='vinyals'): {path} is missing; expected the published class lists; "
+            f"omniglot(protocol='vinyals'): {path} {what}; expected the published class lists; "
             "leave data_dir out to download them"
-        )
-    lines = path.read_text(errors="replace").split()
+        ) from error
     position = {n: i for i, n in enumerate(data.names)}
     pairs = [(character, turn) for character, _, turn in (line.rpartition("/rot") for line in lines)]
     strange = [f"{c}/rot{t}" for c, t in pairs if c not in position or t not in ("000", "090", "180", "270")]

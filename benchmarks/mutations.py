@@ -143,8 +143,15 @@ FAULTS = [
     Fault(
         "forget the path through the start of the fast weights",
         "gradients/_replayed.py",
-        "        return tree.add(d_meta, close(meta, tasks.support, tuple(d))), info",
+        "        return tree.add(d_meta, close(meta, tasks.support, tasks.key, tuple(d))), info",
         "        return d_meta, info",
+    ),
+    Fault(
+        "start the fast weights with another key on the way back",
+        "gradients/_replayed.py",
+        "        return vjp(lambda m: begin(m, support, key), meta)[1](d)[0]",
+        "        return vjp(lambda m: begin(m, support, key + 1), meta)[1](d)[0]",
+        "drawn_start",
     ),
     Fault(
         "update in place",
@@ -179,8 +186,19 @@ def learners():
         "maml-adam": (fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.adam(0.05, eps=1e-3), steps=3), tasks),
         "meta_sgd": (fmeta.meta_sgd(regressor(), fmeta.mse, lr=0.1, steps=2), tasks),
         "reptile": (fmeta.reptile(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), tasks),
+        "drawn_start": (drawn_start(), tasks),
         "imaml": (fmeta.imaml(regressor(), fmeta.mse, damping=3.0, optimizer=fmeta.sgd(0.2), steps=3), tasks),
     }
+
+
+def drawn_start():
+    """MAML whose start is scaled at random, from the task's key."""
+    learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+
+    def start(meta, support, key):
+        return tree.scale(meta, fmeta.core.uniform(fold(key, "start"), (), 0.5, 1.5, tree.tree_leaves(meta)[0].dtype))
+
+    return fmeta.with_inner(learner, learner.inner._replace(start=start))
 
 
 def broken_laws(learner, tasks, **claims):

@@ -13,6 +13,7 @@ from torch._functorch.vmap import vmap_increment_nesting
 import fmeta
 from fmeta import Learner
 from fmeta.core import fold, normal, permutation
+from fmeta.core._losses import weighted_mean
 from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from fmeta.testing import distance, random_classification, random_regression
 
@@ -135,6 +136,26 @@ def normed():
         )
     )
     return fmeta.from_module(net.double(), norm="batch")
+
+
+def drawn_head():
+    """A head drawn from the task's key on features that are meta-learned, as in continual learning."""
+    trunk = fmeta.models.mlp([2, 8, 5], torch.tanh, F64)
+
+    def start(meta, support, key):
+        return normal(fold(key, "head"), (5,), meta["center"].dtype) + meta["center"]
+
+    def predict(fast, meta, x):
+        return trunk.apply(meta["trunk"], x) @ fast[:, None]
+
+    def loss(fast, meta, batch, at):
+        return weighted_mean(fmeta.mse(predict(fast, meta, batch.x), batch.y), batch.weight)
+
+    def init(key):
+        return {"trunk": trunk.init(key), "center": normal(fold(key, "center"), (5,), F64)}
+
+    inner = fmeta.Inner(start, loss, lambda meta: fmeta.sgd(0.1), 3)
+    return fmeta.gradient_based("drawn_head", init, inner, predict, fmeta.mse, None, fmeta.unrolled())
 
 
 def learners():
@@ -260,6 +281,7 @@ def learners():
             ),
             labelled,
         ),
+        "drawn_head": Row(drawn_head(), vectors),
         "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors),
     }
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 
 import fmeta
-from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key
+from fmeta.core import InputError, Learner, MetaGradient, Model, Optimizer, Precision, Task, fold, key, loss_weights_of
 from fmeta.core.tree import tree_map
 from fmeta.execution import Scope
 from fmeta.learners import append
@@ -255,7 +255,9 @@ class Recipe(ABC):
 
     def meta_gradient(self) -> MetaGradient:
         own = self.build_learner().gradient
-        chosen = "unrolled" if self.gradient == "auto" and hasattr(own, "loss_weights") else self.gradient
+        chosen = (
+            "unrolled" if self.gradient == "auto" and own == fmeta.unrolled(loss_weights_of(own)) else self.gradient
+        )
         weighing = ("unrolled", "adjoint", "truncated", "first_order")
         if self.multi_step and chosen not in weighing:
             raise InputError(
@@ -279,7 +281,7 @@ class Recipe(ABC):
         gradient = self.meta_gradient()
         if not self.first_order_until:
             return {0: gradient}
-        return {0: fmeta.first_order(getattr(gradient, "loss_weights", None)), self.first_order_until: gradient}
+        return {0: fmeta.first_order(loss_weights_of(gradient)), self.first_order_until: gradient}
 
     def outer(self) -> Optimizer:
         schedules = {

@@ -32,18 +32,22 @@ from fmeta.core._types import (
     MetaGradient,
     Model,
     Optimizer,
+    Output,
     PartialSampler,
     Stage,
     Staged,
     Task,
     Tree,
+    WeighingSteps,
     eager,
+    loss_weights_of,
 )
 
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
-    "Optimizer", "PartialSampler", "Precision", "Solver", "Stage", "Staged", "Task", "Tree", "accuracy", "adam",
-    "adamw", "cg", "chain", "choice", "clip_by_global_norm", "cosine_decay", "cross_entropy", "direct", "eager",
-    "fold", "key", "linear_decay", "masked", "momentum", "mse", "neumann", "normal", "per_step", "permutation",
-    "randint", "rmsprop", "sgd", "split", "step_decay", "trajectory", "tree", "uniform", "with_precision",
+    "Optimizer", "Output", "PartialSampler", "Precision", "Solver", "Stage", "Staged", "Task", "Tree",
+    "WeighingSteps", "accuracy", "adam", "adamw", "cg", "chain", "choice", "clip_by_global_norm", "cosine_decay",
+    "cross_entropy", "direct", "eager", "fold", "key", "linear_decay", "loss_weights_of", "masked", "momentum",
+    "mse", "neumann", "normal", "per_step", "permutation", "randint", "rmsprop", "sgd", "split", "step_decay",
+    "trajectory", "tree", "uniform", "with_precision",
 ]  # fmt: skip

@@ -19,10 +19,10 @@ def at_step(index: Tensor, task_key: Tree) -> At:
     return At(index, fold(task_key, index) if isinstance(task_key, Tensor) else (), task_key)
 
 
-def begin(inner: Inner, meta: Tree, support: Examples) -> tuple[Tree, Tree]:
+def begin(inner: Inner, meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
     """The fast weights and the optimizer's state before the first step."""
     check_support("inner loop", support)
-    fast = inner.start(meta, support)
+    fast = inner.start(meta, support, key)
     return fast, inner.optimizer(meta).init(fast)
 
 
@@ -49,7 +49,7 @@ def trajectory(inner: Inner, steps: int | None = None) -> Callable[..., list[Tre
         raise InputError(f"trajectory(steps={total}): expected 0 or more")
 
     def run(meta: Tree, support: Examples, key: Tree = ()) -> list[Tree]:
-        fast, state = begin(inner, meta, support)
+        fast, state = begin(inner, meta, support, key)
         path = [fast]
         for k in range(total):
             index = torch.full((), k, dtype=torch.int64, device=_device(fast))

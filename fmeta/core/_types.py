@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,15 +34,6 @@ class Task(NamedTuple):
     support: Examples
     query: Examples
     key: Tree = ()  # int64 []
-
-
-@runtime_checkable
-class PartialSampler(Protocol):
-    """A source of tasks that can draw some tasks of a batch alone: those of one rank."""
-
-    def __call__(self, key: Tensor, count: int) -> Task: ...
-
-    def part(self, key: Tensor, count: int, numbers: range) -> Task: ...
 
 
 class InContext(NamedTuple):
@@ -80,6 +71,10 @@ class Optimizer(NamedTuple):
 
 Loss = Callable[[Tree, Tree], Tensor]  # prediction, y -> [example], or a mean []
 
+# what predictions mean: scores of classes before a softmax (log-probabilities among them), scores of classes in 0 .. 1,
+# or anything else
+Output = Literal["logits", "probabilities", "values"]
+
 
 def everything(support: Examples, at: At) -> Examples:
     """The default `Inner.batch`: every inner step sees the whole support set."""
@@ -89,7 +84,7 @@ def everything(support: Examples, at: At) -> Examples:
 class Inner(NamedTuple):
     """The problem ONE task solves by gradient descent. Meta-parameters may enter anywhere."""
 
-    start: Callable[[Tree, Examples], Tree]  # meta, support -> fast
+    start: Callable[[Tree, Examples, Tree], Tree]  # meta, support, the task's key or () -> fast
     loss: Callable[[Tree, Tree, Examples, At], Tensor]  # fast, meta, batch, at -> []
     optimizer: Callable[[Tree], Optimizer]  # meta -> optimizer
     steps: int
@@ -110,6 +105,7 @@ class Learner(NamedTuple):
     inner: Inner | None  # None: closed form or encoder
     gradient: MetaGradient  # the paper's own; any other that fits may take its place
     name: str = "learner"
+    output: Output = "values"  # what `predict` gives
 
 
 class Info(NamedTuple):
@@ -151,7 +147,7 @@ def eager(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class MetaGradient(Protocol):
-    """How to differentiate through adaptation: a value with its own name, never a flag."""
+    """How to differentiate through adaptation: a value with its own name, never a flag. A plain function is one."""
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn: ...
 
@@ -165,3 +161,18 @@ class PartialSampler(Protocol):
     def part(self, key: Tensor, count: int, numbers: range) -> Task:
         """The tasks with these numbers of the batch that `self(key, count)` is."""
         ...
+
+
+class WeighingSteps:
+    """What a meta-gradient derives from to say which query losses it minimises; all of fmeta's own do.
+
+    One that does not, such as a plain function, minimises the loss after the last inner step.
+    """
+
+    # one weight for the query loss after each inner step; None counts the last step's alone
+    loss_weights: tuple[float, ...] | None = None
+
+
+def loss_weights_of(gradient: MetaGradient) -> tuple[float, ...] | None:
+    """The weights of the query losses after each inner step that a meta-gradient minimises the sum of, or None."""
+    return gradient.loss_weights if isinstance(gradient, WeighingSteps) else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Learner, Tree
+from fmeta.core import Examples, InputError, Learner, Output, Tree
 from fmeta.core._checks import check_labels
 from fmeta.evaluation._intervals import bootstrap_means, percentiles95
 
@@ -53,26 +53,33 @@ def predict_classes(learner: Learner, fast: Tree, meta: Tree, x: Tree, ways: int
     if not isinstance(prediction, Tensor) or prediction.ndim != 2 or prediction.shape[1] != ways:
         came = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
         raise InputError(
-            f"evaluate(ways={ways}): {learner.name} predicts {came}; expected logits or log-probabilities "
+            f"evaluate(ways={ways}): {learner.name} predicts {came}; expected scores of classes "
             f"[example, {ways}]; set ways to the classes of a task, or leave it out where there are none"
         )
     return prediction
 
 
 def class_shares(learner: Learner, prediction: Tensor) -> Tensor:
-    """The probability of each class, `[..., way]`. What relation networks predict is in 0..1 already."""
-    return prediction / prediction.sum(-1, keepdim=True) if learner.name == "relation" else prediction.softmax(-1)
+    """The probability of each class, `[..., way]`, by what the learner's predictions mean (`Learner.output`).
+
+    "probabilities" are made to sum to 1; all else is taken for logits.
+    """
+    return _shares(prediction, learner.output)
 
 
-def judge(logits: Tensor, query: Examples, ways: int) -> Judged:
-    """Logits `[task, step, example, way]` against the labels of a batch of tasks, `[task, example]`."""
+def _shares(prediction: Tensor, output: Output) -> Tensor:
+    return prediction / prediction.sum(-1, keepdim=True) if output == "probabilities" else prediction.softmax(-1)
+
+
+def judge(prediction: Tensor, query: Examples, ways: int, output: Output = "logits") -> Judged:
+    """Predictions `[task, step, example, way]` against the labels of a batch of tasks, `[task, example]`."""
     from torchmetrics.functional import classification  # takes seconds to import
 
     check_labels(f"evaluate(ways={ways})", query.y.flatten(), ways)
     truth = query.y.to(torch.int64)
     if isinstance(query.weight, Tensor):
         truth = torch.where(query.weight == 0, -1, truth)
-    label, confidence = _decide(logits.double())
+    label, confidence = _decide(_shares(prediction.double(), output))
     expected = truth[:, None].expand_as(label)
 
     rows = expected.flatten(0, 1)
@@ -98,9 +105,9 @@ def judge(logits: Tensor, query: Examples, ways: int) -> Judged:
     return Judged(values, _calibrate(confidence, label, expected), truth, label[:, -1])
 
 
-def _decide(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The label and its probability. Where a logit is NaN, -1 and NaN: torch's argmax would take the NaN for best."""
-    confidence, label = logits.softmax(-1).max(-1)
+def _decide(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The label and its probability. Where one is NaN, -1 and NaN: torch's argmax would take the NaN for best."""
+    confidence, label = shares.max(-1)
     return torch.where(confidence.isnan(), -1, label), confidence
 
 

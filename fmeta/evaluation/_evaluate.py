@@ -72,8 +72,8 @@ def evaluate(
         tasks: a batch of tasks; the same list gives the same numbers.
         steps: after how many inner steps to measure, any numbers >= 0, more than in training too; None is the learner's
             own number. A learner without an inner loop is measured once.
-        ways: the classes of a task, for a learner that predicts logits or log-probabilities `[example, way]`: measures
-            precision, recall and F1 too, each the mean over the classes that the query set of the task holds, and the
+        ways: the classes of a task, for a learner that predicts scores of classes `[example, way]`: measures precision,
+            recall and F1 too, each the mean over the classes that the query set of the task holds, and the
             calibration of all tasks together. Examples of weight 0 are left out, all others count once; a prediction
             with a NaN is wrong, and makes the calibration error NaN.
         classes: which class each label of each task stands for, int64 `[task, way]`, and the names of all classes, as
@@ -123,7 +123,7 @@ def evaluate(
         for begin in range(0, count, chunk):
             piece = tree.tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
             values, logits = over_tasks(one)(meta, piece)
-            parts.append((values, judge(logits, piece.query, ways) if ways else ()))
+            parts.append((values, judge(logits, piece.query, ways, learner.output) if ways else ()))
     values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     values = {name: value.double() for name, value in values.items()}
     protocol = {"tasks": count, **(protocol or {}), "task list": _fingerprint(tasks)}

@@ -20,7 +20,7 @@ from fmeta.operators._over_tasks import over_tasks
 
 
 class Batched(NamedTuple):
-    begin: Callable[[Tree, Examples], tuple[Tree, Tree]]  # meta, support -> fast, state
+    begin: Callable[[Tree, Examples, Tree], tuple[Tree, Tree]]  # meta, support, keys -> fast, state
     slope: Callable[[Tree, Tree, Task, Tensor], Tree]  # fast, meta, tasks, index -> the inner gradient
     move: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]  # grads, fast, state, meta -> fast, state
     judge: Callable[[Tree, Tree, Examples], tuple[Tensor, Info]]  # fast, meta, query -> mean loss, info
@@ -29,8 +29,8 @@ class Batched(NamedTuple):
 def batched(learner: Learner, inner: Inner) -> Batched:
     """The functions of one task, over a batch of them."""
 
-    def begin(meta: Tree, support: Examples) -> tuple[Tree, Tree]:
-        return over_tasks(lambda m, s: _inner.begin(inner, m, s))(meta, support)
+    def begin(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
+        return over_tasks(lambda m, s, k: _inner.begin(inner, m, s, k))(meta, support, key)
 
     def slope(fast: Tree, meta: Tree, tasks: Task, index: Tensor) -> Tree:
         def one(f: Tree, m: Tree, task: Task, i: Tensor) -> Tree:

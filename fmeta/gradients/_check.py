@@ -10,7 +10,7 @@ from torch import Tensor
 from fmeta.core import tree
 from fmeta.core._checks import InputError, check_meta, check_tasks, refuse_compiled
 from fmeta.core._random import fold, key, normal
-from fmeta.core._types import Learner, MetaGradient, Task, Tree
+from fmeta.core._types import Learner, MetaGradient, Task, Tree, loss_weights_of
 from fmeta.gradients._batched import step_weights
 from fmeta.gradients._meta_grad import meta_grad
 from fmeta.gradients._replayed import first_order
@@ -71,7 +71,7 @@ def check_meta_grad(
     meta, tasks = _double(meta), _double(tasks)
 
     gradient = gradient or learner.gradient
-    weights = step_weights("check_meta_grad", getattr(gradient, "loss_weights", None), learner)
+    weights = step_weights("check_meta_grad", loss_weights_of(gradient), learner)
     task_loss = objective(learner, weights)
 
     def value(at: Tree) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, hidden
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps, loss_weights_of
 from fmeta.gradients._skipping import Skipping
 from fmeta.operators._choices import fastest
 
@@ -38,17 +38,14 @@ def chunked(gradient: MetaGradient, size: int | Literal["auto"]) -> MetaGradient
         raise InputError(
             "chunked(skipping(…)): slices do not know each other's bad tasks; expected skipping(chunked(…))"
         )
-    return _Chunked(gradient, size)
+    return _Chunked(gradient, size, loss_weights_of(gradient))
 
 
 @dataclass(frozen=True)
-class _Chunked:
+class _Chunked(WeighingSteps):
     gradient: MetaGradient
     size: int | Literal["auto"]
-
-    @property
-    def loss_weights(self) -> Sequence[float] | None:
-        return getattr(self.gradient, "loss_weights", None)
+    loss_weights: tuple[float, ...] | None
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         @functools.cache

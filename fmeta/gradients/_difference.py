@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
 from fmeta.gradients._batched import inner_of
 from fmeta.operators._over_tasks import over_tasks
 
@@ -16,8 +18,12 @@ def difference() -> MetaGradient:
 
     Needs fast weights of meta's own structure. Nichol et al. 2018, https://arxiv.org/abs/1803.02999.
     """
+    return _Difference()
 
-    def gradient(learner: Learner, stage: Stage) -> GradFn:
+
+@dataclass(frozen=True)
+class _Difference(WeighingSteps):
+    def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         inner_of(learner, "difference()")
 
         def one(meta: Tree, task: Task) -> tuple[Tree, Tensor, dict[str, Tensor]]:
@@ -35,5 +41,3 @@ def difference() -> MetaGradient:
             return tree.mean_tasks(differences), Info(losses.mean(), losses, metrics)
 
         return stage(difference_grads)
-
-    return gradient

@@ -9,7 +9,7 @@ from torch import Tensor
 from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts
 from fmeta.core._random import fold, normal
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
 from fmeta.gradients._batched import indices
 from fmeta.operators._over_tasks import over_tasks
 
@@ -38,7 +38,7 @@ def evolution(sigma: float, pairs: int) -> MetaGradient:
 
 
 @dataclass(frozen=True)
-class _Evolution:
+class _Evolution(WeighingSteps):
     sigma: float
     pairs: int
 

@@ -14,7 +14,7 @@ from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
 from fmeta.core._inner import at_step
 from fmeta.core._solve import Solver, cg, direct, neumann, residual
-from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
 from fmeta.gradients._batched import batched, indices, inner_of, plain
 from fmeta.operators._over_tasks import over_tasks
 
@@ -41,10 +41,10 @@ def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGra
         InputError: a learner whose inner problem is not declared `strongly_convex`: the formula would be wrong without
             a sign of it (for MAML it is zero).
     """
-    factories: tuple[Any, ...] = (cg, neumann, direct)
-    if solve in factories:
-        name = getattr(solve, "__name__", "solve")
-        raise InputError(f"implicit({name}): got the factory; expected a solver; call it: {name}(…)")
+    factories: dict[str, Any] = {"cg": cg, "neumann": neumann, "direct": direct}
+    for name, factory in factories.items():
+        if solve is factory:
+            raise InputError(f"implicit({name}): got the factory; expected a solver; call it: {name}(…)")
     if not (solve is None or callable(solve)):
         raise InputError(f"implicit(solve={solve!r}): expected a solver: cg(iterations), neumann(…) or direct()")
     if not tolerance > 0:
@@ -53,7 +53,7 @@ def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGra
 
 
 @dataclass(frozen=True)
-class _Implicit:
+class _Implicit(WeighingSteps):
     solve: Solver
     tolerance: float
 
@@ -73,8 +73,8 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
     warned, calls = False, 0
 
     @stage
-    def start(meta: Tree, support: Examples) -> tuple[Tree, Tree]:
-        return plain(begin(meta, support))
+    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
+        return plain(begin(meta, support, key))
 
     @stage
     def advance(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Tree]:
@@ -105,7 +105,7 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
 
     def implicit_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         *steps, end = indices(inner.steps + 1, meta)
-        fast, state = start(meta, tasks.support)
+        fast, state = start(meta, tasks.support, tasks.key)
         for index in steps:
             fast, state = advance(fast, state, meta, tasks, index)
         d_fast, d_meta, info = finish(fast, meta, tasks.query)
@@ -134,7 +134,7 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
                 f"meta_grad({learner.name}, implicit(solve)): the solver left a relative residual of {worst:.1e}, "
                 f"above {tolerance:g}, so the meta-gradient is inexact; give it more iterations, damp the inner "
                 "problem more, lower neumann's rate, use direct(), or raise implicit's tolerance",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     return implicit_grads

@@ -22,7 +22,7 @@ from torch.func import grad_and_value, vjp
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError
-from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
 from fmeta.gradients._batched import as_weights, batched, indices, inner_of, plain, step_weights
 
 
@@ -59,7 +59,7 @@ def first_order(loss_weights: Sequence[float] | None = None) -> MetaGradient:
 
 
 @dataclass(frozen=True)
-class _Replayed:
+class _Replayed(WeighingSteps):
     name: str
     last: int | None  # steps that keep their second-order term; None keeps all
     loss_weights: tuple[float, ...] | None
@@ -80,8 +80,8 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
     begin, slope, move, judge = batched(learner, inner)
 
     @stage
-    def start(meta: Tree, support: Examples) -> tuple[Tree, Tree]:
-        return plain(begin(meta, support))
+    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
+        return plain(begin(meta, support, key))
 
     @stage
     def advance(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Tree]:
@@ -113,14 +113,14 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
         return plain(vjp(lambda f, s, m: move(grads, f, s, m), fast, state, meta)[1](d))
 
     @stage
-    def close(meta: Tree, support: Examples, d: Tree) -> Tree:
-        return vjp(lambda m: begin(m, support), meta)[1](d)[0]
+    def close(meta: Tree, support: Examples, key: Tree, d: Tree) -> Tree:
+        return vjp(lambda m: begin(m, support, key), meta)[1](d)[0]
 
     def replayed_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         steps = indices(inner.steps, meta)
         # of one element, because the compiler takes scalars of float64 for constants first and starts again
         weights = [torch.full_like(steps[0][None], w, dtype=torch.float64) for w in loss_weights]
-        fast, state = start(meta, tasks.support)
+        fast, state = start(meta, tasks.support, tasks.key)
         trail: list[Any] = []
         for index in steps:
             if len(trail) < exact_from:
@@ -142,6 +142,6 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
             if trail and loss_weights[len(trail) - 1]:
                 d_fast, more, _ = finish(step[-2], meta, tasks.query, weights[len(trail) - 1])
                 d, d_meta = (tree.add(d[0], d_fast), d[1]), tree.add(d_meta, more)
-        return tree.add(d_meta, close(meta, tasks.support, tuple(d))), info
+        return tree.add(d_meta, close(meta, tasks.support, tasks.key, tuple(d))), info
 
     return replayed_grads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmeta.core import tree
 from fmeta.core._checks import hidden
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps, loss_weights_of
 
 
 def skipping(gradient: MetaGradient | None = None) -> MetaGradient:
@@ -26,16 +26,13 @@ def skipping(gradient: MetaGradient | None = None) -> MetaGradient:
     That look is a decision in Python: under `fmeta.compile` take the scope "step"; `fit(gradient=skipping())` compiles
     the meta-gradient inside by itself.
     """
-    return Skipping(gradient)
+    return Skipping(gradient, None if gradient is None else loss_weights_of(gradient))
 
 
 @dataclass(frozen=True)
-class Skipping:
+class Skipping(WeighingSteps):
     gradient: MetaGradient | None
-
-    @property
-    def loss_weights(self) -> Sequence[float] | None:
-        return getattr(self.gradient, "loss_weights", None)
+    loss_weights: tuple[float, ...] | None
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         gradient = self.gradient or learner.gradient

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from fmeta.core._inner import trajectory
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree
+from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
 from fmeta.gradients._batched import as_weights, inner_of, step_weights
 from fmeta.operators._over_tasks import over_tasks
 
@@ -33,7 +33,7 @@ def unrolled(loss_weights: Sequence[float] | None = None) -> MetaGradient:
 
 
 @dataclass(frozen=True)
-class _Unrolled:
+class _Unrolled(WeighingSteps):
     loss_weights: tuple[float, ...] | None
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:

@@ -63,6 +63,9 @@ def cavia(
         return model.apply(meta, condition(x, fast))
 
     inner = Inner(
-        lambda meta, support: tree.tree_leaves(meta)[0].new_zeros(context), inner_loss, lambda meta: optimizer, steps
+        lambda meta, support, key: tree.tree_leaves(meta)[0].new_zeros(context),
+        inner_loss,
+        lambda meta: optimizer,
+        steps,
     )
     return gradient_based("cavia", model.init, inner, predict, loss, metrics, gradient or unrolled())

@@ -87,21 +87,25 @@ def fine_tune(
 
     if adapt == "all":
         inner = Inner(
-            lambda meta, support: begin(meta, check_features("fine_tune", encoder.apply(meta, support.x)), support),
+            lambda meta, support, key: begin(
+                meta, check_features("fine_tune", encoder.apply(meta, support.x)), support
+            ),
             lambda fast, meta, batch, at: judge(fast, forward(encoder, fast.encoder, batch.x, at.key), batch),
             lambda meta: optimizer,
             steps,
         )
-        return gradient_based("fine_tune", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held)
+        return gradient_based(
+            "fine_tune", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held, "logits"
+        )
 
     def on_features(fast: FineTuneFast, meta: Tree, batch: Examples, at: At) -> Tensor:
         return judge(fast, batch.x, batch)
 
-    train_head = descend(Inner(lambda meta, s: begin((), s.x, s), on_features, lambda meta: optimizer, steps))
+    train_head = descend(Inner(lambda meta, s, key: begin((), s.x, s), on_features, lambda meta: optimizer, steps))
 
     def adapt_head(meta: Tree, support: Examples, key: Tree) -> FineTuneFast:
         features = check_features("fine_tune", encoder.apply(meta, support.x))
         return train_head(meta, support._replace(x=features), key)
 
-    learner = encoder_based("fine_tune", encoder.init, adapt_head, predict, loss, metrics, held)
+    learner = encoder_based("fine_tune", encoder.init, adapt_head, predict, loss, metrics, held, "logits")
     return learner if gradient is None else learner._replace(gradient=gradient)

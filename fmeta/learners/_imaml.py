@@ -49,7 +49,7 @@ def imaml(
         support = weighted_mean(loss(model.apply(fast, batch.x), batch.y), batch.weight, "imaml")
         return support + 0.5 * damping * tree.dot(away, away)
 
-    inner = Inner(lambda meta, support: meta, inner_loss, lambda meta: optimizer, steps, strongly_convex=True)
+    inner = Inner(lambda meta, support, key: meta, inner_loss, lambda meta: optimizer, steps, strongly_convex=True)
     return gradient_based(
         "imaml", model.init, inner, lambda fast, meta, x: model.apply(fast, x), loss, metrics,
         gradient or implicit(cg(5)),

@@ -46,8 +46,8 @@ def in_context(learner: Learner) -> Learner:
         return learner._replace(adapt=adapt, predict=predict, loss=loss)
     own = learner.inner
 
-    def start(meta: Tree, support: Examples) -> InContextFast:
-        return InContextFast(own.start(meta, within(support)), support.x, support.weight)
+    def start(meta: Tree, support: Examples, key: Tree) -> InContextFast:
+        return InContextFast(own.start(meta, within(support), key), support.x, support.weight)
 
     def inner_loss(fast: InContextFast, meta: Tree, batch: Examples, at: At) -> Tensor:
         support, weight = tree.tree_map(torch.Tensor.detach, (fast.support, fast.weight))

@@ -39,7 +39,7 @@ def maml(
     def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
         return weighted_mean(loss(forward(model, fast, batch.x, at.key), batch.y), batch.weight, "maml")
 
-    inner = Inner(lambda meta, support: meta, inner_loss, lambda meta: optimizer, steps)
+    inner = Inner(lambda meta, support, key: meta, inner_loss, lambda meta: optimizer, steps)
     return gradient_based(
         "maml", model.init, inner, lambda fast, meta, x: model.apply(fast, x), loss, metrics, gradient or unrolled()
     )

@@ -102,7 +102,7 @@ def maml_plus_plus(
 
         return Optimizer(lambda fast: learned.init(fast.params), update)
 
-    def start(meta: MAMLPlusPlusParams, support: Examples) -> MAMLPlusPlusFast:
+    def start(meta: MAMLPlusPlusParams, support: Examples, key: Tree) -> MAMLPlusPlusFast:
         return MAMLPlusPlusFast(meta.params, next(iter(meta.params.values())).new_zeros(()))
 
     inner = Inner(start, inner_loss, optimizer, steps)

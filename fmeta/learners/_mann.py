@@ -144,4 +144,4 @@ def mann(
             reported[f"instance {i}"] = (here * right).sum() / here.sum()
         return weighted_mean(cross_entropy(logits, query.y), query.weight, "mann"), reported
 
-    return Learner(init, lambda meta, support, key: (), predict, loss, None, unrolled(), "mann")
+    return Learner(init, lambda meta, support, key: (), predict, loss, None, unrolled(), "mann", "logits")

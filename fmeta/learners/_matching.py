@@ -110,7 +110,7 @@ def matching(
         votes = scale * cosines(found, fast.support)[..., None] + log_weight  # [query, example, way]
         return (votes.logsumexp(1) + fast.absence).log_softmax(-1)
 
-    return encoder_based("matching", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)
+    return encoder_based("matching", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0, "logits")
 
 
 def _read(cell: LSTM, features: Tensor, here: Tensor, order: Sequence[int]) -> Tensor:

@@ -60,7 +60,10 @@ def meta_curvature(
         return weighted_mean(loss(forward(model, fast, batch.x, at.key), batch.y), batch.weight, "meta_curvature")
 
     inner = Inner(
-        lambda meta, support: meta.params, inner_loss, lambda meta: chain(transform(meta.curvature), optimizer), steps
+        lambda meta, support, key: meta.params,
+        inner_loss,
+        lambda meta: chain(transform(meta.curvature), optimizer),
+        steps,
     )
     return gradient_based(
         "meta_curvature", init, inner, lambda fast, meta, x: model.apply(fast, x), loss, metrics, gradient or unrolled()

@@ -49,7 +49,7 @@ def meta_sgd(
     def inner_loss(fast: Tree, meta: MetaSGDParams, batch: Examples, at: At) -> Tensor:
         return weighted_mean(loss(forward(model, fast, batch.x, at.key), batch.y), batch.weight, "meta_sgd")
 
-    inner = Inner(lambda meta, support: meta.params, inner_loss, lambda meta: sgd(meta.lr), steps)
+    inner = Inner(lambda meta, support, key: meta.params, inner_loss, lambda meta: sgd(meta.lr), steps)
     return gradient_based(
         "meta_sgd", init, inner, lambda fast, meta, x: model.apply(fast, x), loss, metrics, gradient or unrolled()
     )

@@ -9,8 +9,8 @@ from torch import Tensor
 from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern, check_support
 from fmeta.core._inner import descend
-from fmeta.core._losses import weighted_mean
-from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
+from fmeta.core._losses import cross_entropy, weighted_mean
+from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Output, Tree
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_query
 
@@ -34,13 +34,16 @@ def gradient_based(
     metrics: Metrics | None,
     gradient: MetaGradient,
     held: Held | None = None,
+    output: Output | None = None,
 ) -> Learner:
     """A learner that adapts by `inner` and is judged by `loss` and `metrics` on the query set.
 
-    With `held`, query examples of a class without support examples are refused.
+    With `held`, query examples of a class without support examples are refused. `output` says what `predict` gives;
+    None takes it from the loss: "logits" for `cross_entropy`, "values" for any other.
     """
     check_counts(name, steps=inner.steps)
-    return Learner(init, descend(inner), predict, _judged(name, predict, loss, metrics, held), inner, gradient, name)
+    judge, gives = _judged(name, predict, loss, metrics, held), output or meaning(loss)
+    return Learner(init, descend(inner), predict, judge, inner, gradient, name, gives)
 
 
 def encoder_based(
@@ -51,6 +54,7 @@ def encoder_based(
     loss: Loss,
     metrics: Metrics | None,
     held: Held | None = None,
+    output: Output | None = None,
 ) -> Learner:
     """A learner that adapts in one pass over the support set, without an inner loop; judged as `gradient_based`."""
 
@@ -58,7 +62,13 @@ def encoder_based(
         check_support(name, support)
         return adapt(meta, support, key)
 
-    return Learner(init, adapt_to, predict, _judged(name, predict, loss, metrics, held), None, unrolled(), name)
+    judge, gives = _judged(name, predict, loss, metrics, held), output or meaning(loss)
+    return Learner(init, adapt_to, predict, judge, None, unrolled(), name, gives)
+
+
+def meaning(loss: Loss) -> Output:
+    """What predictions mean to a loss."""
+    return "logits" if loss is cross_entropy else "values"
 
 
 def _judged(
@@ -97,7 +107,7 @@ def adapt_part(
     check_model(name, model)
     check_optimizer(name, optimizer)
 
-    def start(meta: Tree, support: Examples) -> Tree:
+    def start(meta: Tree, support: Examples, key: Tree) -> Tree:
         check_pattern(name, meta, pattern)
         return tree.select_leaves(meta, pattern)
 

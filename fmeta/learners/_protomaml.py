@@ -52,7 +52,7 @@ def protomaml(
     check_optimizer("protomaml", optimizer)
     check_ways("protomaml", ways)
 
-    def start(meta: Tree, support: Examples) -> ProtoMAMLFast:
+    def start(meta: Tree, support: Examples, key: Tree) -> ProtoMAMLFast:
         means, absence = prototypes("protomaml", encoder.apply(meta, support.x), support, ways)
         return ProtoMAMLFast(meta, 2.0 * means, absence - (means * means).sum(-1))
 
@@ -70,4 +70,6 @@ def protomaml(
         return fast.bias > torch.finfo(fast.bias.dtype).min / 4
 
     inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
-    return gradient_based("protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held)
+    return gradient_based(
+        "protomaml", encoder.init, inner, predict, loss, metrics, gradient or unrolled(), held, "logits"
+    )

@@ -61,4 +61,6 @@ def protonet(
         features = check_features("protonet", encoder.apply(meta, x))
         return factor * similarity(features, fast.prototypes) + fast.absence
 
-    return encoder_based("protonet", encoder.init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)
+    return encoder_based(
+        "protonet", encoder.init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0, "logits"
+    )

@@ -77,4 +77,6 @@ def relation(
             )
         return (scores.view(-1, ways) + fast.absence).sigmoid()
 
-    return encoder_based("relation", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)
+    return encoder_based(
+        "relation", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0, "probabilities"
+    )

@@ -73,4 +73,4 @@ def ridge(
     def predict(fast: RidgeFast, meta: RidgeParams, x: Tree) -> Tensor:
         return meta.scale * (features(meta, x) @ fast.weight) + meta.bias + fast.absence
 
-    return encoder_based("ridge", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0)
+    return encoder_based("ridge", init, adapt, predict, loss, metrics, lambda fast: fast.absence == 0, "logits")

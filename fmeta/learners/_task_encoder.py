@@ -86,4 +86,6 @@ def task_encoder(
     def held(fast: TaskEncoderFast) -> Tensor:
         return fast.absence == 0
 
-    return encoder_based("task_encoder", init, adapt, predict, loss, metrics, held if ways is not None else None)
+    if ways is None:
+        return encoder_based("task_encoder", init, adapt, predict, loss, metrics)
+    return encoder_based("task_encoder", init, adapt, predict, loss, metrics, held, "logits")

@@ -40,4 +40,4 @@ def transfer(classifier: Model, learner: Learner) -> Learner:
     def loss(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         return plain.loss((), meta, query) if fast == () else learner.loss(fast, meta["encoder"], query)
 
-    return Learner(classifier.init, adapt, predict, loss, None, unrolled(), "transfer")
+    return Learner(classifier.init, adapt, predict, loss, None, unrolled(), "transfer", "logits")

@@ -20,6 +20,6 @@ from fmeta.tasks._variable import variable_episodes
 __all__ = [
     "ClassData", "Episodes", "Sampler", "Split", "TaskSampler", "batches", "cache_folder", "class_data", "episodes",
     "fetch", "from_labels", "glyphs", "image_folder", "image_splits", "linear", "linear_meta_grad", "load_omniglot",
-    "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler", "select_classes", "sinusoid", "split_classes", "stream",
-    "variable_episodes",
+    "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler", "select_classes", "sinusoid",
+    "split_classes", "stream", "variable_episodes",
 ]  # fmt: skip

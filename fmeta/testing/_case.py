@@ -44,7 +44,8 @@ def admitted(case: Case) -> dict[str, MetaGradient]:
         found |= {"adjoint": adjoint(), "truncated": truncated(1), "first_order": first_order()}
         if inner.steps > 1:
             found["multi-step adjoint"] = adjoint(multi_step(inner.steps))
-        if tree.same_structure(case.meta, inner.start(case.meta, tasks_of(case.tasks)[0].support)):
+        first = tasks_of(case.tasks)[0]
+        if tree.same_structure(case.meta, inner.start(case.meta, first.support, first.key)):
             found["difference"] = difference()
         if inner.strongly_convex:
             found["implicit"] = implicit(direct(), tolerance=float("inf"))

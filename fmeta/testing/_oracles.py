@@ -73,7 +73,7 @@ def _task_loss(
             raise InputError(f"plain_meta_grad({learner.name}): it has no inner steps; leave last and loss_weights out")
         return learner.loss(learner.adapt(meta, task.support, task.key), meta, task.query)[0]
     weights = loss_weights or [0.0] * (inner.steps - 1) + [1.0]
-    fast = inner.start(meta, task.support)
+    fast = inner.start(meta, task.support, task.key)
     optimizer = inner.optimizer(meta)
     state, total = optimizer.init(fast), []
     for k in range(inner.steps):

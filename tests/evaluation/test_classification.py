@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import fmeta
 from fmeta import Examples, Learner, Task
 from fmeta.core import fold, key, normal, randint, uniform
+from fmeta.evaluation import class_shares
 from fmeta.evaluation._classification import judge
 
 ROW = LEARNERS["maml-classes"]
@@ -212,3 +213,32 @@ def test_what_is_no_classification_is_refused_by_name():
     named = ROW.learner._replace(loss=lambda f, m, q: (ROW.learner.loss(f, m, q)[0], {"f1": torch.zeros(())}))
     with pytest.raises(fmeta.InputError, match=r"evaluate\(ways=3\): maml has a metric 'f1' of its own; rename it"):
         fmeta.evaluate(named, meta, tasks, ways=3)
+
+
+def test_a_prediction_means_what_the_learner_says_and_not_what_its_name_says():
+    learner, sample, _ = LEARNERS["relation"]
+    meta, tasks = learner.init(key(1)), sample(key(2))
+    renamed = learner._replace(name="x")
+    first, second = (fmeta.evaluate(it, meta, tasks, ways=3) for it in (learner, renamed))
+    assert first.calibration.error() == second.calibration.error()
+    assert all(torch.equal(first.values[n], second.values[n]) for n in first.values)
+    scores = torch.tensor([[0.2, 0.6, 0.0]])
+    assert torch.equal(class_shares(renamed, scores), class_shares(learner, scores))
+    torch.testing.assert_close(class_shares(learner, scores), torch.tensor([[0.25, 0.75, 0.0]]))
+    assert torch.equal(class_shares(ROW.learner._replace(name="relation"), scores), scores.softmax(-1))
+
+
+def test_the_confidence_of_scores_in_0_to_1_is_their_share():
+    learner = speaking()._replace(output="probabilities")
+    query = torch.tensor([[[0.2, 0.6]]], dtype=torch.float64)
+    found = fmeta.evaluate(learner, learner.init(key(0)), said(query, torch.tensor([[1]])), ways=2)
+    assert found.calibration.error() == pytest.approx([0.25])
+
+
+def test_what_a_learner_predicts_follows_its_loss():
+    outputs = {name: row.learner.output for name, row in LEARNERS.items()}
+    assert outputs.pop("relation") == "probabilities"
+    classes = {name for name, row in LEARNERS.items() if not row.tasks(key(0)).query.y.is_floating_point()}
+    assert outputs == {name: "logits" if name in classes else "values" for name in outputs}
+    told = fmeta.encoder_based("own", None, None, None, fmeta.mse, None, output="probabilities")
+    assert told.output == "probabilities"

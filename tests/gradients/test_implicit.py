@@ -157,7 +157,7 @@ def test_a_learned_regulariser_has_the_closed_form_hypergradient():
         return support + 0.5 * meta["log"].exp() * sum((p**2).sum() for p in fast.values())
 
     inner = fmeta.Inner(
-        lambda meta, support: tree_map(torch.zeros_like, META),
+        lambda meta, support, key: tree_map(torch.zeros_like, META),
         inner_loss,
         lambda meta: fmeta.sgd(0.3),
         120,

@@ -92,7 +92,7 @@ def test_truncated_lies_between(name):
     assert distance(some, grads(learner, fmeta.unrolled(), meta, tasks)) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["maml-dropout", "reptile"])
+@pytest.mark.parametrize("name", ["maml-dropout", "reptile", "drawn_head"])
 def test_another_key_is_another_run(name):
     learner, meta, tasks = setup(name)
     shifted = tasks._replace(key=fmeta.split(fold(KEY, 77), len(tasks.key)))

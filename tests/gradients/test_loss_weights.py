@@ -8,7 +8,7 @@ from helpers import LEARNERS, STEPPING, regressor, vectors
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fmeta
-from fmeta.core import fold
+from fmeta.core import fold, loss_weights_of
 from fmeta.core.tree import tree_map
 from fmeta.testing import distance
 
@@ -178,3 +178,28 @@ def test_weights_in_stages_equal_eager_and_compile_nothing_more(way):
     staged = fmeta.meta_grad(MAML, WAYS[way](weights), lambda function: fmeta.compile(function, backend=counter))
     assert distance(staged(META, TASKS), fmeta.meta_grad(MAML, WAYS[way](weights))(META, TASKS)) < 1e-12
     assert counter.frame_count == {"adjoint": 5, "truncated": 7}[way]
+
+
+def test_every_meta_gradient_of_ours_is_a_value_that_says_its_weights():
+    weights = (0.25, 0.75)
+    made = [fmeta.difference(), fmeta.evolution(0.1, 2), fmeta.implicit(), fmeta.unrolled(), fmeta.unrolled(weights)]
+    made += [fmeta.chunked(way, 2) for way in made] + [fmeta.skipping(way) for way in made]
+    assert [loss_weights_of(way) for way in made[4::5]] == [weights] * 3
+    assert {loss_weights_of(way) for i, way in enumerate(made) if i % 5 != 4} == {None}
+    assert fmeta.difference() == fmeta.difference()
+    assert fmeta.chunked(fmeta.adjoint(weights), 2) == fmeta.chunked(fmeta.adjoint(weights), 2)
+    with pytest.raises(AttributeError):
+        fmeta.difference().loss_weights = weights
+
+
+def test_a_plain_function_is_a_meta_gradient():
+    def own(learner, stage):
+        return fmeta.adjoint()(learner, stage)
+
+    learner, sample, _ = LEARNERS["maml"]
+    meta, tasks = learner.init(KEY), sample(KEY)
+    expected = fmeta.meta_grad(learner, fmeta.adjoint())(meta, tasks)
+    for way in (own, fmeta.chunked(own, 2), fmeta.skipping(own)):
+        assert loss_weights_of(way) is None
+        assert distance(fmeta.meta_grad(learner, way)(meta, tasks)[0], expected[0]) < 1e-12
+    assert fmeta.check_meta_grad(learner, meta, tasks, own).exact

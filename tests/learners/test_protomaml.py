@@ -162,8 +162,8 @@ def test_a_query_of_a_class_without_support_raises(support):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
 def test_labels_of_any_integer_type_give_the_same_start(dtype):
     inner = protomaml().inner
-    found = inner.start(META, SUPPORT._replace(y=SUPPORT.y.to(dtype)))
-    assert distance(found, inner.start(META, SUPPORT)) == 0
+    found = inner.start(META, SUPPORT._replace(y=SUPPORT.y.to(dtype)), ())
+    assert distance(found, inner.start(META, SUPPORT, ())) == 0
 
 
 @pytest.mark.parametrize("gradient", [fmeta.unrolled, fmeta.adjoint])

@@ -66,4 +66,4 @@ def test_packages_only_re_export():
 def test_every_exported_name_exists_and_has_a_docstring():
     for name in fmeta.__all__:
         value = getattr(fmeta, name)
-        assert (value.__doc__ or "").strip() or name in ("GradFn", "Output", "Solver"), name
+        assert (value.__doc__ or "").strip() or name in ("GradFn", "Output", "Precision", "Solver"), name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmeta.core import InputError, Learner, Task, Tree, tree
 from fmeta.core._checks import check_counts, check_meta, check_tasks
-from fmeta.core._inner import trajectory
+from fmeta.core._inner import walk
 from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
@@ -108,15 +108,15 @@ def evaluate(
         check_alone(tasks)
 
     def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
-        if learner.inner is None:
-            found = [learner.adapt(m, task.support, task.key)]
-        else:
-            path = trajectory(learner.inner, max(at))(m, task.support, task.key)
-            found = [path[k] for k in at]
-        measured = [_measured(learner, fast, m, task, inductive) for fast in found]
-        logits = [predict_classes(learner, fast, m, task.query.x, ways) for fast in found] if ways else ()
-        values = {name: torch.stack([each[name] for each in measured]) for name in measured[0]}
-        return values, torch.stack(logits) if ways else ()
+        measured: dict[int, dict[str, Tensor]] = {}
+        logits: dict[int, Tensor] = {}
+        for k, fast in enumerate(_path(learner, m, task, max(at))):  # measured on the way, so that none is kept
+            if k in at:
+                measured[k] = _measured(learner, fast, m, task, inductive)
+                if ways:
+                    logits[k] = predict_classes(learner, fast, m, task.query.x, ways)
+        values = {name: torch.stack([measured[k][name] for k in at]) for name in measured[at[0]]}
+        return values, torch.stack([logits[k] for k in at]) if ways else ()
 
     parts = []
     with torch.no_grad():
@@ -134,6 +134,13 @@ def evaluate(
             raise InputError(f"evaluate(ways={ways}): {learner.name} has a metric {name!r} of its own; rename it")
     counts = count_classes(judged.truth, judged.predicted, classes) if classes else None
     return Evaluation(at, values | judged.values, protocol, judged.calibration, counts)
+
+
+def _path(learner: Learner, meta: Tree, task: Task, steps: int) -> Iterable[Tree]:
+    """The fast weights after 0, 1, … steps; of a learner without an inner loop those that it has."""
+    if learner.inner is None:
+        return [learner.adapt(meta, task.support, task.key)]
+    return walk(learner.inner, meta, task.support, task.key, steps)
 
 
 def _measured(learner: Learner, fast: Tree, meta: Tree, task: Task, inductive: bool) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from fmeta import Examples, testing
 from fmeta.core import _inner as inner
 from fmeta.core import fold
 from fmeta.core.tree import tree_leaves, tree_map
+from fmeta.execution._memory import _Living
 from fmeta.testing import strategies
 
 ALL = sorted(LEARNERS)
@@ -157,6 +158,51 @@ def test_trajectory_ends_where_adapt_ends():
     longer = fmeta.trajectory(learner.inner, 6)(meta, task.support, task.key)
     assert len(longer) == 7
     assert distance(longer[3], path[3]) == 0
+
+
+@pytest.mark.parametrize("name", sorted(STEPPING))
+def test_trajectory_at_some_steps_is_the_path_there(name):
+    learner, meta, tasks = setup(name)
+    task = tree_map(lambda t: t[0], tasks)
+    path = fmeta.trajectory(learner.inner, 4)(meta, task.support, task.key)
+    some = fmeta.trajectory(learner.inner, at=(4, 0, 2, 2))(meta, task.support, task.key)
+    assert [distance(a, path[k]) for a, k in zip(some, (4, 0, 2, 2), strict=True)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"at": ()}, "at least one"),
+        ({"at": (-1, 2)}, "from 0 to 2"),
+        ({"steps": 3, "at": (4,)}, "from 0 to 3"),
+        ({"steps": -1}, "expected 0 or more"),
+    ],
+)
+def test_trajectory_refuses_steps_that_it_does_not_take(given, expected):
+    with pytest.raises(fmeta.InputError, match=expected):
+        fmeta.trajectory(LEARNERS["maml"].learner.inner, **given)
+
+
+def test_a_long_path_keeps_the_steps_that_were_asked_for_and_no_others():
+    net = fmeta.models.mlp([2, 256, 256, 1])
+    learner = fmeta.maml(net, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=3)
+    meta, task = learner.init(KEY), tree_map(lambda t: t[0].float() if t.is_floating_point() else t[0], vectors(KEY))
+    tasks = tree_map(lambda t: t[None], task)
+    size = sum(p.numel() * 4 for p in tree_leaves(meta))
+
+    def of_path(steps, **asked):
+        with torch.no_grad():
+            return fmeta.peak_memory(fmeta.trajectory(learner.inner, steps, **asked), meta, task.support, task.key)
+
+    assert of_path(40) - of_path(10) > 25 * size
+    assert of_path(40, at=(0, 40)) - of_path(10, at=(0, 10)) < size
+
+    def of_evaluation(steps):
+        with _Living(tree_leaves((meta, tasks))) as living:  # on data, which a fingerprint needs
+            fmeta.evaluate(learner, meta, tasks, steps=range(steps + 1))
+        return living.peak
+
+    assert of_evaluation(40) - of_evaluation(10) < size
 
 
 def test_labelled_helper_needs_no_key():

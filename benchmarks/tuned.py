@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from _report import write
+from fmeta.cli._trained import LoadOptions, load, measure
 
 import fmeta
 from fmeta.cli import main as fmeta_command
-from fmeta.cli._trained import LoadOptions, load, measure
 
 TUNED = ["--inner-lr", "0.001:0.1:log", "--outer-lr", "1e-4:1e-2:log", "--outer-schedule", "constant,cosine"]
 TUNED += ["--hidden", "40 40|80 80|120 120"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fmeta._version import __version__
+
 if TYPE_CHECKING:
-    from fmeta import execution, models, tasks, testing
+    from fmeta import execution, models, recipes, runs, tasks, testing
     from fmeta.core import *
     from fmeta.evaluation import *
     from fmeta.execution import *
@@ -14,13 +16,12 @@ if TYPE_CHECKING:
     from fmeta.learners import *
     from fmeta.models import from_module
     from fmeta.operators import *
+    from fmeta.runs import Adapted, Predictions, adapt
     from fmeta.training import *
 
-__version__ = "0.2.0"
-
 _WHOLE = ("core", "operators", "gradients", "learners", "execution", "evaluation", "training")  # all their names
-_PARTS = {"models": ("from_module",)}  # these names
-_PACKAGES = ("cli", "models", "tasks", "testing", *_WHOLE)
+_PARTS = {"models": ("from_module",), "runs": ("Adapted", "Predictions", "adapt")}  # these names
+_PACKAGES = ("cli", "models", "recipes", "runs", "tasks", "testing", *_WHOLE)
 
 
 def __getattr__(name: str) -> Any:

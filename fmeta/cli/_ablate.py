@@ -1,38 +1,28 @@
-"""`fmeta ablate`: every combination of some fields of a recipe, over seeds."""
+"""`fmeta ablate`: every combination of some options, over seeds."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
-import math
-import re
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.table import Table
+from fmeta._errors import InputError
+from fmeta.cli._choose import vary
+from fmeta.runs._grid import Point, grid
+from fmeta.runs._options import OptionError
 
-from fmeta.cli import _show as show
-from fmeta.cli._recipe import Recipe
-from fmeta.cli._recipes import recipe_class
-from fmeta.cli._run import check_resume, open_run
-from fmeta.cli._space import axes_of, words_of
-from fmeta.cli._train import train_run
-from fmeta.core import InputError
-from fmeta.evaluation import t_interval
-from fmeta.training import NonFiniteError
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fmeta.runs import Metric
+    from fmeta.runs._ablation import Combination, Figures
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateOptions:
-    """Every combination of the fields that are given several values, separated by commas, over seeds."""
+    """Every combination of the options that are given several values, separated by commas, over seeds."""
 
     seeds: int = 3
     """runs of each combination, with seeds counted up from --seed"""
@@ -40,155 +30,72 @@ class AblateOptions:
     """folder of the ablation; one that was begun goes on; a new one below runs/ if left out"""
 
 
-class Combination(NamedTuple):
-    """One point of the grid."""
-
-    fields: dict[str, str]  # as they were given
-    runs: dict[Path, Recipe]  # by folder, one for each seed
-
-
-class Figures(NamedTuple):
-    """The headline figure of one combination, after the last adaptation step."""
-
-    means: list[float]  # of each run over its test tasks, without those that diverged
-    over_seeds: float  # half of Student's 95% interval of their mean; NaN for a single run
-    over_tasks: float  # half of the normal 95% interval of their mean, were there these seeds only
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.means) if self.means else math.nan
-
-
-def ablate_command(name: str, arguments: list[str]) -> None:
+def ablate_command(arguments: list[str]) -> Callable[[], Any]:
     """Trains what is not trained yet, writes ablation.json and ablation.png, and prints the table."""
-    options, grid = _parse(name, arguments)
-    recipe = grid[0][1]
-    root = options.run_dir or Path("runs", f"ablation-{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    combinations = _combinations(root, grid, options.seeds)
-    for combination in combinations:  # what does not fit is named before anything trains
-        states = [_state(folder, each) for folder, each in combination.runs.items()]
-        if set(states) != {"finished"}:
-            next(iter(combination.runs.values())).experiment()
-    diverged = _train_all(root, {folder: each for c in combinations for folder, each in c.runs.items()})
-
-    metric = recipe.metric()
-    found = [_figures([folder for folder in c.runs if folder not in diverged], metric) for c in combinations]
-    stored = [
-        {"fields": c.fields, "runs": [str(folder.relative_to(root)) for folder in c.runs], "mean": figures.mean}
-        | figures._asdict()
-        for c, figures in zip(combinations, found, strict=True)
-    ]
-    facts = {"recipe": recipe.name, "metric": metric, "seeds": options.seeds}
-    (root / "ablation.json").write_text(json.dumps({**facts, "combinations": stored}, indent=1) + "\n")
-    _plot(root / "ablation.png", combinations, found, metric)
-    show.say(f"{recipe.name}, {metric} after the last adaptation step:")
-    show.console.print(_table(combinations, found, metric))
-    show.say(f"kept in: {root}")
+    found = vary("ablate", arguments, AblateOptions(), ranges=False)
+    if "seed" in found.axes:
+        values = ",".join(map(str, found.axes["seed"]))
+        raise OptionError("seed", values, "expected one number, where seeds begin; --seeds says how many")
+    if found.own.seeds < 1:
+        raise OptionError("seeds", found.own.seeds, "expected at least 1")
+    points = grid(found.chooser, found.axes)
+    return lambda: _ablate(points, found.own)
 
 
-def _train_all(root: Path, runs: dict[Path, Recipe]) -> set[Path]:
-    """Trains what is not finished, and returns the folders of runs that diverged."""
-    diverged = set()
-    for number, (folder, recipe) in enumerate(runs.items(), 1):
-        state = _state(folder, recipe)
-        show.say(f"run {number} of {len(runs)}: {folder}{' is finished' if state == 'finished' else ''}")
-        if state == "finished":
-            continue
-        try:
-            train_run(recipe, folder, resume=state == "begun")
-        except NonFiniteError as error:
-            show.say(f"it diverged: {error}")
-            diverged.add(folder)
-        except (KeyboardInterrupt, SystemExit):
-            show.say(f"or go on with the whole ablation: the same command with --run-dir {root}")
-            raise
-    return diverged
+def _ablate(points: Sequence[Point], own: AblateOptions) -> None:
+    from fmeta.cli import _show as show
+    from fmeta.runs._ablation import ablate
+
+    recipe = points[0].experiment.recipe
+    folder = own.run_dir or Path("runs", f"ablation-{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with show.measurements():
+        found = ablate(points, folder, seeds=own.seeds, tell=show.say, progress=show.bar("none"))
+    _plot(folder / "ablation.png", found, recipe.metric)
+    show.say(f"{recipe.name}, {recipe.metric.name} after the last adaptation step:")
+    show.console.print(_table(found, recipe.metric))
+    show.say(f"kept in: {folder}")
 
 
-def _parse(name: str, words: Sequence[str]) -> tuple[AblateOptions, list[tuple[dict[str, str], Recipe]]]:
-    """The grid as it was given, each point of it parsed by the types of the recipe's fields."""
-    kind = recipe_class(name)
-    fields = [("recipe", kind), ("options", AblateOptions)]
-    both = dataclasses.make_dataclass("Ablate", fields, frozen=True, namespace={"__doc__": AblateOptions.__doc__})
-    start = both(kind(), AblateOptions())
-    fixed, axes = axes_of("ablate", kind, words)
-    if "seed" in axes:
-        raise InputError(
-            f"ablate(seed={','.join(axes['seed'])!r}): expected one number, where seeds begin; --seeds says how many"
-        )
-    grid = []
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        given = [word for field, value in point.items() for word in words_of("ablate", kind, field, value)]
-        bare = (tyro.conf.OmitArgPrefixes,)
-        parsed = tyro.cli(both, args=[*fixed, *given], prog=f"fmeta ablate {name}", default=start, config=bare)
-        grid.append((point, parsed.recipe))
-    options = parsed.options
-    if options.seeds < 1:
-        raise InputError(f"ablate(seeds={options.seeds}): expected at least 1")
-    return options, grid
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _combinations(root: Path, grid: Sequence[tuple[dict[str, str], Recipe]], seeds: int) -> list[Combination]:
-    """With a folder for every run, the same for the same command."""
-    named: dict[str, Combination] = {}
-    for fields, recipe in grid:
-        name = re.sub(r"[^\w.,=+-]", "_", ",".join(f"{f}={value}" for f, value in fields.items())) or "recipe"
-        if name in named:
-            raise InputError(f"ablate: two combinations would share the folder {name!r}; leave out one of the values")
-        each = [dataclasses.replace(recipe, seed=recipe.seed + n) for n in range(seeds)]
-        named[name] = Combination(fields, {root / name / f"seed-{r.seed}": r for r in each})
-    return list(named.values())
+def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Table:
+    from rich.table import Table
 
+    from fmeta.cli._show import plain
 
-def _state(folder: Path, recipe: Recipe) -> str:
-    """ "new", "begun" or "finished". Raises InputError where the folder holds another run."""
-    if not (folder / "recipe.json").exists():
-        return "new"
-    run = open_run(folder)
-    check_resume(run, recipe)
-    return "finished" if run.recipe == recipe and _evaluated(folder) else "begun"
-
-
-def _evaluated(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "evaluation.json").read_text()))
-    except (OSError, ValueError):  # none, or a damaged one
-        return False
-
-
-def _figures(folders: Sequence[Path], metric: str) -> Figures:
-    found = [json.loads((folder / "evaluation.json").read_text())[metric] for folder in folders]
-    means = [of_run["mean"][-1] for of_run in found]
-    halves = [of_run["interval95"][-1] for of_run in found]  # independent: each seed has test tasks of its own
-    over_tasks = math.hypot(*halves) / len(halves) if halves else math.nan
-    return Figures(means, t_interval(means), over_tasks)
-
-
-def _table(combinations: Sequence[Combination], found: Sequence[Figures], metric: str) -> Table:
-    percent, digits = show.scale(metric)
+    fields = list(dict.fromkeys(field for combination, _ in found for field in combination.fields))
     table = Table()
-    for field in combinations[0].fields:
+    for field in fields:
         table.add_column(field, overflow="fold")
-    for column in (metric, "95% over seeds", "95% over tasks", "runs", "diverged"):
+    for column in (metric.name, "95% over seeds", "95% over tasks", "runs", "diverged"):
         table.add_column(column, justify="right")
-    for combination, figures in zip(combinations, found, strict=True):
-        halves = [f"±{percent * half:.{digits}f}" for half in (figures.over_seeds, figures.over_tasks)]
+    for combination, figures in found:
+        halves = [f"±{metric.text(half)}" for half in (figures.over_seeds, figures.over_tasks)]
         counts = [str(len(combination.runs)), str(len(combination.runs) - len(figures.means))]
-        table.add_row(*combination.fields.values(), f"{percent * figures.mean:.{digits}f}", *halves, *counts)
+        values = [_text(combination.fields[f]) if f in combination.fields else "–" for f in fields]
+        table.add_row(*plain(*values, metric.text(figures.mean), *halves, *counts))
     return table
 
 
-def _plot(path: Path, combinations: Sequence[Combination], found: Sequence[Figures], metric: str) -> None:
+def _plot(path: Path, found: Sequence[tuple[Combination, Figures]], metric: Metric) -> None:
     """Each run, and the mean of each combination with its 95% interval over seeds."""
-    figure = Figure(figsize=(2 + 1.2 * len(found), 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    from fmeta.cli._show import literal
+    from fmeta.runs._plots import blank
+
+    figure = blank(2 + 1.2 * len(found), 4)
     axes = figure.subplots()
-    for place, figures in enumerate(found):
+    for place, (_, figures) in enumerate(found):
         axes.plot([place] * len(figures.means), figures.means, ".", color="grey")
         axes.errorbar([place], [figures.mean], yerr=[figures.over_seeds], marker="o", capsize=4, color="tab:blue")
-    labels = ["\n".join(f"{field} {value}" for field, value in c.fields.items()) for c in combinations]
+    labels = ["\n".join(literal(f"{f} {_text(value)}") for f, value in c.fields.items()) for c, _ in found]
     axes.set_xticks(range(len(found)), labels, fontsize="small")
-    axes.set_ylabel(f"query {metric}")
+    axes.set_ylabel(metric.label or metric.name)
     axes.grid(alpha=0.3, axis="y")
-    figure.savefig(path, dpi=110)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise InputError(
+            f"ablate(run_dir={str(path.parent)!r}): {error}; expected a folder that can be written"
+        ) from error

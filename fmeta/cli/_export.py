@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 import tyro
-from safetensors.torch import save
-from torch import Tensor
 
-import fmeta
-from fmeta.cli import _show as show
-from fmeta.cli._run import open_run
-from fmeta.cli._trained import read_chosen
-from fmeta.core import InputError
-from fmeta.training._checkpoint import read_checkpoint
+from fmeta._errors import InputError
+from fmeta.cli._options import options, positional
 
 _META = "meta."  # what the names of the meta-parameters begin with in a checkpoint
+_FORMATS = {  # suffix, and lines that load it
+    "torch": (".pt", "import torch\nweights = torch.load({!r}, weights_only=True)"),
+    "safetensors": (".safetensors", "from safetensors.torch import load_file\nweights = load_file({!r})"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +29,7 @@ class ExportOptions:
     params.conv1.weight and lr.conv1.weight for meta_sgd, encoder.conv1.weight for matching.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path] = positional("the folder of a run")
     """folder of the run"""
     to: Literal["torch", "safetensors"]
     """a dict of tensors for torch.load, or safetensors with the recipe as metadata"""
@@ -46,35 +39,54 @@ class ExportOptions:
     """last, best (on the validation tasks), or the number of a step"""
 
 
-class Format(NamedTuple):
-    suffix: str
-    content: Callable[[dict[str, Tensor], dict[str, str]], bytes]  # weights, metadata -> the file
-    python: tuple[str, str]  # lines that load it
-
-
-def export_command(arguments: list[str]) -> None:
+def export_command(arguments: list[str]) -> Callable[[], Any]:
     """Writes the file."""
-    options = tyro.cli(ExportOptions, args=arguments, prog="fmeta export")
-    recipe = open_run(options.run).recipe
-    state = read_chosen(options.run, options.checkpoint, read_checkpoint)
+    given = options("export", ExportOptions, arguments)
+    return lambda: _export(given)
+
+
+def _export(given: ExportOptions) -> None:
+    from fmeta.cli import _show as show
+    from fmeta.runs._load import read_chosen
+    from fmeta.training._checkpoint import read_checkpoint
+
+    metadata = _recipe_facts(given.run)
+    state = read_chosen(given.run, given.checkpoint, read_checkpoint)
     weights = {name.removeprefix(_META): tensor for name, tensor in sorted(state.items()) if name.startswith(_META)}
-    metadata = {
-        "fmeta": fmeta.__version__,
-        "recipe": recipe.name,
-        "learner": recipe.learner,
-        "step": str(int(state["step"])),
-        "fields": json.dumps(dataclasses.asdict(recipe)),
-    }
-    form = _FORMATS[options.to]
-    usual = options.run / f"weights{form.suffix}"
-    out = options.out or usual
-    _write(out, form.content(weights, metadata), replacing=out.resolve() == usual.resolve())
+    metadata["step"] = str(int(state["step"]))
+    suffix, python = _FORMATS[given.to]
+    usual = given.run / f"weights{suffix}"
+    out = given.out or usual
+    _write(out, _content(given.to, weights, metadata), replacing=out.resolve() == usual.resolve())
     numbers = sum(t.numel() for t in weights.values())
     show.say(f"{out}: {len(weights)} tensors, {numbers:,} numbers, of meta-step {metadata['step']}")
-    show.say("\n".join(form.python).format(str(out)))
+    show.say(python.format(str(out)))
 
 
-def _torch(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+def _recipe_facts(run: Path) -> dict[str, str]:
+    """What stands beside the weights; nothing of a run whose recipe is not known, which has weights all the same."""
+    import json
+
+    from fmeta._version import __version__
+    from fmeta.runs._folder import open_run
+
+    facts = {"fmeta": __version__}
+    if not (run / "recipe.json").exists() and (run / "checkpoints").is_dir():
+        return facts
+    of = open_run(run).experiment
+    learner = of.learner.name if of.learner is not None else "own"
+    return facts | {"recipe": of.recipe.name, "learner": learner, "options": json.dumps(of.options())}
+
+
+def _content(form: str, weights: dict[str, Any], metadata: dict[str, str]) -> bytes:
+    if form == "safetensors":
+        from safetensors.torch import save
+
+        return save(weights, metadata)
+    import io
+
+    import torch
+
     file = io.BytesIO()
     torch.save(weights, file)
     return file.getvalue()
@@ -82,20 +94,14 @@ def _torch(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 def _write(file: Path, content: bytes, *, replacing: bool) -> None:
     """All of it or nothing."""
+    import tempfile
+
     try:
         if file.exists() and not replacing:
             raise InputError(f"export(out={str(file)!r}): the file is there already; expected a new one")
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
-            fresh = Path(folder, file.name)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".fmeta-") as folder:
+            fresh = Path(folder, "weights")
             fresh.write_bytes(content)
             fresh.replace(file)
     except OSError as error:
         raise InputError(f"export(out={str(file)!r}): {error}; expected a file that can be written") from error
-
-
-_FORMATS = {
-    "torch": Format(".pt", _torch, ("import torch", "weights = torch.load({!r}, weights_only=True)")),
-    "safetensors": Format(
-        ".safetensors", save, ("from safetensors.torch import load_file", "weights = load_file({!r})")
-    ),
-}

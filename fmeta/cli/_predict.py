@@ -1,89 +1,110 @@
-"""`fmeta predict`: the classes of one's own pictures."""
+"""`fmeta predict`: what a trained run says of one's own data."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
-from rich.table import Table
 
-import fmeta
-from fmeta.cli import _show as show
-from fmeta.core import InputError
-from fmeta.tasks._images import OnError
+from fmeta._errors import InputError
+from fmeta.cli._options import options, positional
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fmeta.runs import Predictions
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The classes of pictures, by a trained run and a few pictures of each class."""
+    """What a trained run says of your own data, by a few examples of each class."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path] = positional("the folder of a run")
     """folder of the run"""
     support: Path
-    """folder with a folder of a few pictures for each class"""
+    """the examples: for pictures a folder with a folder of a few of them for each class"""
     query: Path
-    """a picture, or a folder of them"""
+    """what is asked: for pictures a file, or a folder of them"""
     out: Path | None = None
     """CSV file for all probabilities"""
     checkpoint: str = "last"
     """last, best (on the validation tasks), or the number of a step"""
     steps: int | None = None
-    """inner steps to take; the last that the recipe tests after if left out"""
-    on_error: OnError = "raise"
-    """what to do about pictures that do not decode: raise, or skip them with a warning"""
+    """inner steps to take; the last that the run tests after if left out"""
+    on_error: Literal["raise", "skip"] = "raise"
+    """what to do about files that cannot be read: raise, or skip them with a warning"""
     device: str | None = None
-    """where to run; the recipe's if left out"""
+    """where to run; the run's if left out"""
 
 
-def predict_command(arguments: list[str]) -> None:
-    options = tyro.cli(PredictOptions, args=arguments, prog="fmeta predict")
-    adapted = fmeta.adapt(
-        options.run,
-        options.support,
-        checkpoint=options.checkpoint,
-        steps=options.steps,
-        device=options.device,
-        on_error=options.on_error,
+def predict_command(arguments: list[str]) -> Callable[[], Any]:
+    """Prints the answers, and writes all of them with --out."""
+    given = options("predict", PredictOptions, arguments)
+    return lambda: _predict(given)
+
+
+def _predict(given: PredictOptions) -> None:
+    from fmeta.cli import _show as show
+    from fmeta.runs._adapt import adapt
+    from fmeta.training._run_files import write_whole
+
+    show.say(f"adapting to {given.support}")
+    adapted = adapt(
+        given.run,
+        given.support,
+        checkpoint=given.checkpoint,
+        steps=given.steps,
+        device=given.device,
+        on_error=given.on_error,
     )
-    found = adapted.predict(options.query, on_error=options.on_error)
-    if options.out is not None:
+    found = adapted.predict(given.query, on_error=given.on_error)
+    if given.out is not None:
         try:
-            options.out.write_text(_csv(found, options.query))
+            write_whole(given.out, _csv(found))
         except OSError as error:
             raise InputError(
-                f"predict(out={str(options.out)!r}): {error}; expected a file that can be written"
+                f"predict(out={str(given.out)!r}): {error}; expected a file that can be written"
             ) from error
-    show.console.print(_table(found, options.query))
-    if len(found.files) > _SHOWN:
-        show.say(f"and {len(found.files) - _SHOWN} more; --out FILE.csv writes all")
-    if options.out is not None:
-        show.say(f"{len(found.files)} pictures: {options.out}")
+    show.console.print(_table(found))
+    if len(found.queries) > _SHOWN:
+        show.say(f"and {len(found.queries) - _SHOWN} more; --out FILE.csv writes all")
+    if given.out is not None:
+        show.say(f"{len(found.queries)} answers: {given.out}")
 
 
-def _names(found: fmeta.Predictions, query: Path) -> list[str]:
-    return [str(file.relative_to(query)) if query.is_dir() else file.name for file in found.files]
+def _table(found: Predictions) -> Table:
+    from rich.table import Table
 
+    from fmeta.cli._show import plain
 
-def _table(found: fmeta.Predictions, query: Path) -> Table:
-    table = Table()
-    table.add_column("picture")
-    table.add_column("class")
+    if not found.names:
+        table = Table("query", "prediction")
+        for name, row in list(zip(found.queries, found.probabilities.tolist(), strict=True))[:_SHOWN]:
+            table.add_row(*plain(name, str(row)))
+        return table
+    table = Table("query", "class")
     table.add_column("probability", justify="right")
-    rows = zip(_names(found, query), found.labels(), found.probabilities.amax(-1).tolist(), strict=True)
+    rows = zip(found.queries, found.labels(), found.probabilities.amax(-1).tolist(), strict=True)
     for name, label, probability in list(rows)[:_SHOWN]:
-        table.add_row(name, label, f"{probability:.3f}")
+        table.add_row(*plain(name, label, f"{probability:.3f}"))
     return table
 
 
-def _csv(found: fmeta.Predictions, query: Path) -> str:
+def _csv(found: Predictions) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
+    if not found.names:
+        writer.writerow(["query", "prediction"])
+        writer.writerows(zip(found.queries, found.probabilities.tolist(), strict=True))
+        return text.getvalue()
     writer.writerow(["file", "class", "probability", *(f"p({name})" for name in found.names)])
-    for name, label, row in zip(_names(found, query), found.labels(), found.probabilities.tolist(), strict=True):
+    for name, label, row in zip(found.queries, found.labels(), found.probabilities.tolist(), strict=True):
         writer.writerow([name, label, f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
     return text.getvalue()

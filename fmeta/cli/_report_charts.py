@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
-from fmeta.cli import _show as show
-from fmeta.cli._trained import Trained
-from fmeta.core import tree
+from fmeta.cli._show import literal
 from fmeta.evaluation import Evaluation
+from fmeta.runs import Metric
+from fmeta.runs._plots import curve_figure
 
 _POINTS = 400  # of a line, at most: more would only make the page heavy
 _SHARES = ("step", "sampling", "validation", "checkpoint")
@@ -57,29 +57,19 @@ def training_charts(lines: Sequence[Line], best: int | None) -> list[Chart]:
     return [*charts, _shares(lines)] if any(f"time/{_SHARES[0]}" in line for line in lines) else charts
 
 
-def adaptation_chart(result: Evaluation, metric: str) -> Chart:
+def adaptation_chart(result: Evaluation, metric: Metric) -> Chart:
     """The metric over adaptation steps."""
-    figures = zip(result.steps, result.mean(metric), result.interval(metric), strict=True)
+    figures = zip(result.steps, result.mean(metric.name), result.interval(metric.name), strict=True)
     told = ", ".join(f"{mean:.4g} ± {half:.2g} after {step}" for step, mean, half in figures)
     note = f"Mean over the test tasks, with 95% intervals: {told}."
-    return Chart(
-        f"query {metric} by adaptation steps", inline(show.plot_curve(result, metric), "adaptation", note), note
-    )
+    title = f"{metric.label or metric.name} by adaptation steps"
+    return Chart(title, inline(curve_figure(result, metric), "adaptation", note), note)
 
 
-def regression_charts(trained: Trained, result: Evaluation, count: int) -> list[Chart]:
-    """The first test tasks: true curve, support points, and predictions before and after adaptation."""
-    tasks, charts = trained.recipe.test_tasks(count), []
-    for i in range(count):
-        figure, axes = _empty(height=3.4)
-        task = tree.tree_map(lambda t, i=i: t[i], tasks)
-        show.draw_regression(axes, trained.learner, trained.meta, task, max(1, *result.steps))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        errors = zip(result.steps, result.values["loss"][i].tolist(), strict=True)
-        note = "Query error " + ", ".join(f"{error:.3g} after {step}" for step, error in errors) + " adaptation steps."
-        alt = f"True curve, support points, and predictions of test task {i + 1}. {note}"
-        charts.append(Chart(f"test task {i + 1}", inline(figure, f"task-{i}", alt), note))
-    return charts
+def task_chart(figure: Figure, note: str, number: int) -> Chart:
+    """A test task as its recipe draws it."""
+    title = f"test task {number}"
+    return Chart(title, inline(figure, f"task-{number}", f"{title}. {note}"), note)
 
 
 def inline(figure: Figure, name: str, alt: str) -> Markup:
@@ -109,7 +99,7 @@ def _curves(title: str, names: Sequence[str], lines: Sequence[Line], best: int |
         label, checks = "training" if len(names) == 1 else name, _series(lines, f"validation/{name}")
         for what, points, mark in ((label, _series(lines, name), ""), (f"validation {name}", checks, "o")):
             if points:
-                _draw(axes, points, label=what.replace("$", r"\$"), marker=mark)  # which would begin a formula
+                _draw(axes, points, label=literal(what), marker=mark)  # which would begin a formula
                 told.append(f"{what} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
         for step, value in [point for point in checks if point[0] == best]:
             axes.plot([step], [value], "*", markersize=12, color="C3", label="best checkpoint")

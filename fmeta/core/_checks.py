@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmeta._errors import InputError, nearest
 from fmeta.core._torch import compiled_by_torch, is_fake
 from fmeta.core._types import Examples, Optimizer, Task, Tree
 from fmeta.core.tree import leaf_names, matching, named_leaves, tree_leaves
-
-
-class InputError(ValueError):
-    """What came in does not fit. The message names the call, what came, what was expected, and the cure."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that lists the known words, the closest first: for errors about unknown names."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)
 
 
 def check_counts(call: str, **counts: object) -> None:

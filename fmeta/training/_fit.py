@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmeta._objects import find_object
 from fmeta.core import InputError, Learner, MetaGradient, fold
 from fmeta.core._checks import check_counts
 from fmeta.execution._compile import plan
@@ -19,7 +20,6 @@ from fmeta.training._batches import Batches, Sample, sources_of
 from fmeta.training._logging import Logging
 from fmeta.training._progress import Every, NonFiniteError, Progress
 from fmeta.training._ranks import Ranks, RanksDifferError
-from fmeta.training._recipe_place import find_object
 from fmeta.training._run_files import RunFiles, SaveError, Saving, claimed
 from fmeta.training._steps import Steps, check_bare, check_state
 from fmeta.training._trainer import Trainer, trainer

@@ -11,13 +11,13 @@ import sys
 
 import pytest
 import torch
+from fmeta.cli._group import ended_by_sigterm
+from fmeta.cli._recipes import Sinusoid
 from helpers import lines_of
 from PIL import Image
 
 import fmeta
 from fmeta.cli import _show, _train, main
-from fmeta.cli._group import ended_by_sigterm
-from fmeta.cli._recipes import Sinusoid
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
 TINY += ["--eval-tasks", "6", "--eval-steps", "0", "1", "3", "--log-every", "2", "--save-every", "2"]

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
+from fmeta.cli._run import open_run
 from PIL import Image
 
 import fmeta
 from fmeta.cli import main
-from fmeta.cli._run import open_run
 from fmeta.core.tree import tree_map
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none", "--eval-tasks", "6"]

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from fmeta.cli._run import open_run
+from fmeta.cli._trained import LoadOptions, load
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -15,8 +17,6 @@ from torch.nn import functional as F
 
 import fmeta
 from fmeta.cli import main
-from fmeta.cli._run import open_run
-from fmeta.cli._trained import LoadOptions, load
 from fmeta.core import key, uniform
 from fmeta.core.tree import named_leaves
 

@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from fmeta.cli._run import open_run
 from PIL import Image
 
 from fmeta.cli import Glyphs, main
-from fmeta.cli._run import open_run
 
 SINUSOID = ["sinusoid", "--hidden", "4", "4", "--iterations", "4", "--compile", "none", "--eval-steps", "0", "1", "3"]
 GLYPHS = ["glyphs", "--width", "8", "--drawings", "6", "--ways", "3", "--query", "2", "--iterations", "4"]

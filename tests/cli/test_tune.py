@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+from fmeta.cli._space import Choice, Range
+from fmeta.cli._study import open_study
 from helpers import lines_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fmeta.cli import Glyphs, Sinusoid, _study, _tune, main
-from fmeta.cli._space import Choice, Range
-from fmeta.cli._study import open_study
 
 optuna = pytest.importorskip("optuna")
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from fmeta.cli._trained import read_chosen
 
 import fmeta
-from fmeta.cli._trained import read_chosen
 from fmeta.core import InputError, key
 from fmeta.core.tree import named_leaves, tree_leaves, tree_map, tree_structure
 from fmeta.training import load_checkpoint, save_checkpoint

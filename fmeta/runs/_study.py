@@ -1,8 +1,8 @@
-"""The trials of `fmeta tune`, kept by Optuna, which any number of processes may work on.
+"""The trials of a study, kept by Optuna, which any number of processes may work on.
 
 The folder of a study:
 
-study.json              the recipe, the space, and where the trials are stored
+study.json              the experiment, the space, and where the trials are stored
 study.db                the trials, where no other storage was asked for
 trial-0007/             the folder of a run, trained and validated but not tested
 best.json, trials.json  the recipe of the best trial, and what came of each
@@ -14,7 +14,6 @@ holds it was broken off.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import itertools
 import json
@@ -26,10 +25,11 @@ from typing import Any, NamedTuple
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from fmeta.cli._recipe import Recipe
-from fmeta.cli._run import read_recipe, write_recipe
-from fmeta.cli._space import Space
 from fmeta.core import InputError, fold, key
+from fmeta.runs._experiment import Experiment
+from fmeta.runs._folder import Run, read_experiment, write_experiment
+from fmeta.runs._grid import Chooser
+from fmeta.runs._space import Space
 from fmeta.training import SaveError
 from fmeta.training._run_files import lock_of, write_whole
 
@@ -40,14 +40,14 @@ class Trial(NamedTuple):
     """One that this process works on."""
 
     optuna: Any  # optuna.Trial
-    recipe: Recipe
+    experiment: Experiment
     folder: Path
     lock: BaseFileLock  # of the folder, held
 
 
 class Study(NamedTuple):
     folder: Path
-    recipe: Recipe  # with defaults for the fields that are tuned
+    chooser: Chooser  # with the options that are fixed
     space: Space
     optuna: Any  # optuna.Study
 
@@ -74,11 +74,10 @@ class Study(NamedTuple):
                     return None
                 self.optuna.enqueue_trial(left[0])
             trial = self.optuna.ask()
-            for field, values in self.space.items():
-                values.propose(trial, field)
+            self._propose(trial)
             lock = self._lock_of(trial.number)
             lock.acquire()
-            return Trial(trial, self.recipe_of(trial), self._folder(trial.number), lock)
+            return Trial(trial, self.experiment_of(trial), self._folder(trial.number), lock)
 
     def finish(self, trial: Trial, value: float) -> None:
         self.optuna.tell(trial.optuna, value)
@@ -109,22 +108,43 @@ class Study(NamedTuple):
         """The tuned fields of a trial, by the types of the recipe."""
         return {field: self.space[field].value(proposed) for field, proposed in trial.params.items()}
 
-    def recipe_of(self, trial: Any) -> Recipe:
-        return dataclasses.replace(self.recipe, **self.fields_of(trial))
+    def experiment_of(self, trial: Any) -> Experiment:
+        return self.chooser.experiment(self.fields_of(trial))
+
+    def example(self) -> Experiment:
+        """An experiment of the study, for what all have in common."""
+        return self.chooser.experiment({})
+
+    def _propose(self, trial: Any) -> None:
+        """Lets the sampler choose what counts for the learner and the meta-gradient that it chose first."""
+        chosen = dict[str, Any]()
+        for option in ("learner", "gradient"):
+            if option in self.space:
+                chosen[option] = self.space[option].propose(trial, option)
+        for option in self.chooser.takes({**self.chooser.fixed, **dict.fromkeys(self.space), **chosen}):
+            if option in self.space and option not in chosen:
+                chosen[option] = self.space[option].propose(trial, option)
 
     def grid(self, grid_points: int) -> list[dict[str, Any]]:
-        """Every combination of the space, with so many points of each range, as they are proposed."""
+        """Every combination of the space, with so many points of each range, as they are proposed, each once."""
         axes = [values.grid(grid_points) for values in self.space.values()]
-        return [dict(zip(self.space, point, strict=True)) for point in itertools.product(*axes)]
+        found = dict[str, dict[str, Any]]()
+        for point in itertools.product(*axes):
+            given = dict(zip(self.space, point, strict=True))
+            taken = self.chooser.takes({**self.chooser.fixed, **given})
+            counted = {name: value for name, value in given.items() if name in taken}
+            found.setdefault(repr(counted), counted)
+        return list(found.values())
 
     def keep(self) -> None:
         """Writes trials.json, and best.json once a trial has finished."""
         with self._lock():
             best = self.ranked()
             if best:
-                recipe = self.recipe_of(best[0])
-                write_recipe(self.folder / "best.json", recipe, recipe.compile)
-            facts = {"recipe": self.recipe.name, "metric": self.recipe.metric()}
+                of = self.experiment_of(best[0])
+                write_experiment(self.folder / "best.json", Run(self.folder, of, of.run.compile))
+            recipe = self.chooser.recipe
+            facts = {"recipe": recipe.name, "metric": recipe.metric.name}
             stored = {**facts, "trials": [self._described(trial) for trial in self.trials()]}
             write_whole(self.folder / "trials.json", json.dumps(stored, indent=1) + "\n")
 
@@ -139,7 +159,7 @@ class Study(NamedTuple):
         }
 
     def _sampler(self, name: str) -> Any:
-        seed = int(fold(key(self.recipe.seed), len(self.trials()))) % (1 << 32)
+        seed = int(fold(key(self.example().run.seed), len(self.trials()))) % (1 << 32)
         samplers = _optuna().samplers
         return samplers.TPESampler(seed=seed) if name == "tpe" else samplers.RandomSampler(seed=seed)
 
@@ -165,7 +185,7 @@ class Study(NamedTuple):
         return FileLock(self.folder / ".lock")
 
 
-def open_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) -> Study:
+def open_study(folder: Path, chooser: Chooser, space: Space, storage: str | None) -> Study:
     """Begins a study in a folder, or goes on with the one that is there.
 
     Raises InputError where the folder holds another study or a run, and for a storage that cannot be opened.
@@ -174,7 +194,7 @@ def open_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            known = known_study(folder, recipe, space, storage)
+            known = known_study(folder, chooser, space, storage)
             name, url = known or (folder.resolve().name, storage or f"sqlite:///{folder.resolve() / 'study.db'}")
             database = _database(url)
             if (name in optuna.get_all_study_names(database)) != bool(known):
@@ -185,19 +205,20 @@ def open_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) 
             study = optuna.create_study(
                 storage=database,
                 study_name=name,
-                direction="minimize" if recipe.metric() == "loss" else "maximize",
+                direction="minimize" if chooser.recipe.metric.better == "lower" else "maximize",
                 pruner=optuna.pruners.MedianPruner(),
                 load_if_exists=True,
             )
             if not known:
                 facts = {"study": name, "storage": storage, "space": {field: str(of) for field, of in space.items()}}
-                write_recipe(folder / "study.json", recipe, recipe.compile, **facts)
+                of = chooser.experiment({})
+                write_experiment(folder / "study.json", Run(folder, of, of.run.compile), **facts)
     except OSError as error:
         raise InputError(f"tune(run_dir={str(folder)!r}): {error}; expected a folder that can be written") from error
-    return Study(folder, recipe, space, study)
+    return Study(folder, chooser, space, study)
 
 
-def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None) -> tuple[str, str] | None:
+def known_study(folder: Path, chooser: Chooser, space: Space, storage: str | None) -> tuple[str, str] | None:
     """Name and storage of the study that a folder holds, if any.
 
     Raises InputError that lists what differs in the one asked for, and where optuna is not installed.
@@ -208,16 +229,19 @@ def known_study(folder: Path, recipe: Recipe, space: Space, storage: str | None)
     file = folder / "study.json"
     if not file.exists():
         return None
-    old, _ = read_recipe(file)
-    stored = json.loads(file.read_text())
+    old, asked_for = read_experiment(file).experiment, chooser.experiment({})
+    stored = json.loads(file.read_text(encoding="utf-8"))
     try:
         name, kept, fields = str(stored["study"]), stored["storage"], dict(stored["space"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged: {error!r}; expected what fmeta wrote") from error
-    if old.name != recipe.name:
-        raise InputError(f"tune({recipe.name}): the study in {str(folder)!r} is of {old.name}; choose another folder")
+    if old.recipe.name != asked_for.recipe.name:
+        raise InputError(
+            f"tune({asked_for.recipe.name}): the study in {str(folder)!r} is of {old.recipe.name}; choose another "
+            "folder"
+        )
     was = {"storage": kept, **_settled(old), **fields}
-    asked = {"storage": storage or kept, **_settled(recipe), **{field: str(of) for field, of in space.items()}}
+    asked = {"storage": storage or kept, **_settled(asked_for), **{field: str(of) for field, of in space.items()}}
     differ = [n for n in {**was, **asked} if was.get(n) != asked.get(n)]
     if differ:
         listed = ", ".join(f"{n}: {was.get(n)!r} in the study, {asked.get(n)!r} asked for" for n in differ)
@@ -243,9 +267,9 @@ def state_of(trial: Any) -> str:
     return {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "running", "WAITING": "waiting"}[trial.state.name]
 
 
-def _settled(recipe: Recipe) -> dict[str, Any]:
-    """The fields that decide a run."""
-    return {n: value for n, value in dataclasses.asdict(recipe).items() if n not in recipe.movable}
+def _settled(of: Experiment) -> dict[str, Any]:
+    """The options that decide a run."""
+    return {n: value for n, value in of.options().items() if n not in of.movable()}
 
 
 def _database(url: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where the recipe of a run stands, when that is the user's own Python code."""
+"""What stands at `module:object` or `file.py:object`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fmeta.core import InputError
+from fmeta._errors import InputError
 
 
 def find_object(call: str, where: str) -> tuple[str, Any]:

@@ -1,0 +1,47 @@
+"""`fmeta check`: is the meta-gradient of a recipe right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fmeta.cli._choose import choose, named
+from fmeta.runs._experiment import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """How it is checked."""
+
+    recipe: str | None = None
+    """what stands in for the defaults: file.py:name or module:name of a recipe, best.json of a study, or recipe.json"""
+
+
+def check_command(arguments: list[str]) -> Callable[[], Any]:
+    """Compares the meta-gradient with finite differences."""
+    of, _ = choose("check", named("check", arguments), CheckOptions())
+    return lambda: _check(of)
+
+
+def _check(of: Experiment) -> None:
+    from rich.table import Table
+
+    from fmeta.cli import _show as show
+    from fmeta.core import fold
+    from fmeta.gradients import check_meta_grad
+
+    learner = of.build_learner()
+    tasks = of.sampler("train")(fold(of.key(), 1), min(of.run.meta_batch, 4))
+    show.say("comparing with finite differences, parameter by parameter")
+    report = check_meta_grad(learner, learner.init(of.key()), tasks, of.phases(learner)[max(of.phases(learner))])
+    table = Table()
+    table.add_column("parameter")
+    table.add_column("relative error", justify="right")
+    table.add_column("remark")
+    for name, error in report.relative_error.items():
+        remark = "detached: the loss depends on it" if name in report.detached else ""
+        remark = "no gradient, no influence" if name in report.without_gradient else remark
+        table.add_row(*show.plain(name, f"{error:.1e}", remark))
+    show.say(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}")
+    show.console.print(table)

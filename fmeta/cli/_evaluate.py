@@ -1,0 +1,50 @@
+"""`fmeta evaluate`: the test figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fmeta.cli._options import OneRun, options
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(OneRun):
+    """The test figures of a run, by the protocol it was trained with."""
+
+    steps: tuple[int, ...] | None = None
+    """adaptation steps after which to measure; the run's if left out"""
+    inductive: bool = False
+    """measure each query example by itself too: what the network owes to seeing them together"""
+    json: bool = False
+    """print JSON in place of the table"""
+
+
+def evaluate_command(arguments: list[str]) -> Callable[[], Any]:
+    """Prints the figures, as tables or as JSON."""
+    given = options("evaluate", EvaluateOptions, arguments)
+    return lambda: _evaluate(given)
+
+
+def _evaluate(given: EvaluateOptions) -> None:
+    import json
+
+    from fmeta.cli import _show as show
+    from fmeta.runs._load import load, measure
+
+    trained = load(given.run, checkpoint=given.checkpoint, device=given.device, data_dir=given.data_dir)
+    tasks = trained.experiment.run.eval_tasks if given.tasks is None else given.tasks
+    if not given.json:
+        show.say(f"testing step {trained.step} on {tasks} tasks")
+    result, metric = measure(trained, tasks, given.steps, inductive=given.inductive), trained.experiment.recipe.metric
+    if given.json:
+        print(json.dumps(result.summary()))
+        return
+    show.console.print(show.evaluation_table(result, metric))
+    if given.inductive:
+        show.console.print(show.alone_table(result, metric))
+    if result.classes:
+        show.console.print(show.class_table(result))
+        confused = "; ".join(f"{name} for {other} ({count})" for name, other, count in result.classes.confused(5))
+        show.say(f"most often confused at adaptation step {result.steps[-1]}: {confused or 'none'}")

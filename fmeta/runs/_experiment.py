@@ -1,0 +1,306 @@
+"""`Experiment`: a recipe, a learner's row, a meta-gradient's row and a run's options, which make a run together.
+
+Importing it needs no torch, so that the command line knows every option at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fmeta._errors import InputError, nearest
+from fmeta.runs._find import recipe_class
+from fmeta.runs._gradient_rows import GRADIENTS
+from fmeta.runs._learner_rows import LEARNERS
+from fmeta.runs._options import GradientRow, LearnerRow, OptionError, RunOptions, check_value, fields_of, made
+from fmeta.runs._recipe import Offer, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fmeta.core import Learner, MetaGradient, Optimizer, Task
+    from fmeta.tasks import Sampler, Split
+
+
+class Ready(NamedTuple):
+    """What an experiment describes, ready to run."""
+
+    learner: Learner
+    optimizer: Optimizer
+    phases: dict[int, MetaGradient]  # from which meta-step on
+    train: Sampler
+    validation: Task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. `experiment` makes one from options."""
+
+    recipe: Recipe
+    learner: LearnerRow | None  # None: the recipe brings its own
+    gradient: GradientRow | None  # None: the learner's own
+    run: RunOptions
+    reference: str = ""  # module:object or file.py:object of a recipe that has no entry point
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """The parts that have options, by what they are."""
+        for name in ("recipe", "learner", "gradient", "run"):
+            part = getattr(self, name)
+            if part is not None:
+                yield name, part
+
+    def options(self) -> dict[str, Any]:
+        """Every option and its value; `learner` and `gradient` among them."""
+        chosen = {n: p.name for n, p in self.parts() if n in ("learner", "gradient")}
+        return chosen | {f.name: getattr(p, f.name) for _, p in self.parts() for f in fields_in(p)}
+
+    def movable(self) -> tuple[str, ...]:
+        """The options that a run may change and stay itself."""
+        return (*self.run.movable, *self.recipe.movable)
+
+    def changed(self, **options: Any) -> Experiment:
+        """With other values of some options."""
+        same = {name: value for name, value in self.options().items() if name not in options}
+        drop = set()
+        if "learner" in options or "gradient" in options:  # options of rows that go are theirs alone
+            kept = {f.name for f in fields_in(self.recipe)} | {f.name for f in fields_in(self.run)}
+            drop = {name for name in same if name not in kept and name not in ("learner", "gradient")}
+            if "learner" in options and "gradient" not in options:
+                drop.add("gradient")
+        return experiment(self, **{n: v for n, v in same.items() if n not in drop}, **options)
+
+    def digest(self) -> str:
+        """A fingerprint of what decides the run: what `movable` holds is left out."""
+        movable = self.movable()
+        stored = [
+            (n, getattr(p, "name", ""), {f.name: getattr(p, f.name) for f in fields_in(p) if f.name not in movable})
+            for n, p in self.parts()
+        ]
+        return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol, to stand beside every figure."""
+        return {"recipe": self.recipe.name, **self.recipe.facts(), "seed": self.run.seed}
+
+    # ---- what it makes, which needs torch --------------------------------------------------------
+
+    def device(self) -> torch.device:
+        import torch
+
+        name = self.run.device
+        try:
+            auto = "cuda" if torch.cuda.is_available() else "cpu"
+            device = torch.empty(0, device=auto if name == "auto" else name).device
+        except (RuntimeError, AssertionError) as error:
+            raise OptionError("device", name, f"{str(error).splitlines()[0]}; expected cpu, cuda or auto") from error
+        if device.type == "meta":
+            raise OptionError("device", name, "tensors have no values there; expected cpu, cuda or auto")
+        return device
+
+    def key(self) -> Tensor:
+        """The key of the whole run."""
+        from fmeta.core import key
+
+        return key(self.run.seed, self.device())
+
+    def use_threads(self) -> None:
+        """Takes as many processor threads as the run asks for."""
+        if self.run.threads:
+            import torch
+
+            torch.set_num_threads(self.run.threads)
+
+    def offer(self) -> Offer:
+        """The recipe's, with networks in the precision of the run."""
+        from fmeta.core import with_precision
+
+        offer = self.recipe.offer()
+
+        def network(*outputs: Any, **more: Any) -> Any:
+            return with_precision(offer.network(*outputs, **more), self.run.precision, self.device())
+
+        return offer._replace(network=network)
+
+    def build_learner(self) -> Learner:
+        own = self.recipe.own_learner()
+        if own is not None:
+            return own
+        if self.learner is None:
+            raise InputError(
+                f"recipe {self.recipe.name}: it offers no learner; expected own_learner(), or offer() and `gives`"
+            )
+        offer = self.offer()
+        learner = self.learner.build(offer)
+        return learner if offer.finish is None else offer.finish(learner)
+
+    def phases(self, learner: Learner) -> dict[int, MetaGradient]:
+        """First meta-step -> meta-gradient from there on."""
+        if self.gradient is None:
+            return {0: learner.gradient}
+        return self.gradient.phases(learner.inner.steps if learner.inner is not None else 0)
+
+    def optimizer(self) -> Optimizer:
+        """Of the outer loop."""
+        from fmeta import core
+
+        rate, steps = self.run.outer_lr, self.run.iterations
+        schedules: dict[str, Any] = {
+            "constant": lambda: rate,
+            "linear": lambda: core.linear_decay(rate, steps),
+            "cosine": lambda: core.cosine_decay(rate, steps),
+        }
+        own = self.recipe.own_optimizer()
+        row = self.learner or LearnerRow()
+        optimizer = row.optimizer(schedules[self.run.outer_schedule]()) if own is None else own
+        return core.chain(core.clip_by_global_norm(self.run.clip), optimizer) if self.run.clip else optimizer
+
+    def sampler(self, split: Split) -> Sampler:
+        """The learner's tasks of a split, on the device of the run."""
+        return (self.learner or LearnerRow()).sampler(self.recipe, split, self.device())
+
+    def validation(self, count: int) -> Task:
+        """The fixed list of validation tasks: the same for the same seed."""
+        from fmeta.core import fold
+
+        return self.sampler("validation")(fold(self.key(), "validation tasks"), count)
+
+    def test_tasks(self, count: int) -> Task:
+        """The fixed list of test tasks: the same for the same seed."""
+        from fmeta.core import fold
+
+        return self.sampler("test")(fold(self.key(), "test tasks"), count)
+
+    def test_classes(self, count: int) -> tuple[Tensor, tuple[str, ...]] | None:
+        """Which class each label of the test tasks stands for, and all names; None where there are no classes."""
+        from fmeta.core import fold
+        from fmeta.tasks import Episodes
+
+        source = self.sampler("test")
+        if not isinstance(source, Episodes):
+            return None
+        return source.classes(fold(self.key(), "test tasks"), count), source.names
+
+    def ready(self) -> Ready:
+        """The parts of the run, each tried once, so that nothing fails after the folder of the run was made."""
+        from fmeta.core import tree
+        from fmeta.gradients import meta_grad
+
+        self.run.check(tuple(dict.fromkeys(("loss", self.recipe.metric.name))))
+        self.use_threads()
+        train, validation = self.sampler("train"), self.validation(self.run.validation_tasks)
+        self.sampler("test")
+        learner = self.build_learner()
+        phases = self.phases(learner)
+        with warnings.catch_warnings(action="ignore"):  # training gives them
+            one = tree.tree_map(lambda t: t[:1], validation)
+            for gradient in phases.values():
+                meta_grad(learner, gradient)(learner.init(self.key()), one)
+        return Ready(learner, self.optimizer(), phases, train, validation)
+
+
+def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: str = "", **options: Any) -> Experiment:
+    """An experiment from a recipe and options of any of its parts; all others have their defaults.
+
+        fmeta.runs.experiment("omniglot", learner="protonet", distance="cosine", iterations=1000)
+
+    Args:
+        recipe: the name of an installed one, a recipe, its class, or an experiment to take the recipe of.
+        reference: where a recipe without an entry point stands, `module:object`.
+        options: by name; `learner` and `gradient` name rows. `maml.inner_lr` is for maml alone, and nothing to others.
+
+    Raises:
+        InputError: no such recipe; OptionError for an option that no chosen part takes (it names who does), or a value
+            of another type.
+    """
+    if isinstance(recipe, Experiment):
+        reference = recipe.reference
+        recipe = recipe.recipe
+    kind = recipe_class(recipe) if isinstance(recipe, str) else recipe if isinstance(recipe, type) else type(recipe)
+    given = {} if isinstance(recipe, str | type) else {f.name: getattr(recipe, f.name) for f in fields_in(recipe)}
+    rows = offered(kind)
+    name = options.pop("learner", None) or (kind.defaults.get("learner", next(iter(rows))) if rows else None)
+    row = _row("learner", name, rows, LEARNERS, kind) if name is not None else None
+    own = row.gradient if row is not None else None
+    chosen = options.pop("gradient", None) or own
+    way = None if chosen is None else _row("gradient", chosen, GRADIENTS, GRADIENTS, kind)
+    parts: list[type] = [p for p in (kind, row, way, RunOptions) if p is not None]
+    mine = _addressed(options, row, parts, rows)
+    usual, of_row = _addressed(kind.defaults, row, [], rows), row.defaults if row is not None else {}
+    kept = isinstance(recipe, Recipe) and not set(mine) & set(given)
+    ready: Any = recipe if kept else made(kind, given, mine)
+    return Experiment(
+        ready,
+        None if row is None else made(row, usual, mine),
+        None if way is None else made(way, usual, of_row, mine),
+        made(RunOptions, usual, mine),
+        reference,
+    )
+
+
+def offered(recipe: type[Recipe]) -> dict[str, type[LearnerRow]]:
+    """The learners that a recipe can have."""
+    if recipe.own_learner is not Recipe.own_learner:
+        return {}
+    return {name: row for name, row in LEARNERS.items() if row.needs <= recipe.gives}
+
+
+def takers(option: str) -> list[str]:
+    """The learners and meta-gradients that have an option."""
+    tables: tuple[Mapping[str, type], ...] = (LEARNERS, GRADIENTS)
+    return [name for table in tables for name, row in table.items() if option in fields_of(row)]
+
+
+def unknown_option(option: str, value: Any, parts: list[type], rows: Mapping[str, type]) -> OptionError:
+    """The error for an option that none of the parts has."""
+    bare = option.rpartition(".")[2]
+    who = [name for name in takers(bare) if name in rows or name in GRADIENTS]
+    chosen = " and ".join(p.name for p in parts if issubclass(p, LearnerRow | GradientRow))
+    if who and bare == option:
+        return OptionError(option, value, f"{chosen} does not take it; expected it with {', '.join(who)}")
+    known = [name for part in parts for name in fields_of(part)]
+    return OptionError(option, value, f"no such option here; {nearest(bare, ['learner', 'gradient', *known])}")
+
+
+def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
+    """The options of a part; none where it is no dataclass."""
+    return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+
+
+def _row(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
+    if name in rows:
+        return rows[name]
+    if name in every:
+        lacks = sorted(every[name].needs - recipe.gives)
+        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
+    raise OptionError(what, name, nearest(str(name), rows))
+
+
+def _addressed(
+    options: Mapping[str, Any], row: type[LearnerRow] | None, parts: list[type], rows: Mapping[str, type]
+) -> dict[str, Any]:
+    """The options for the chosen parts by their bare names, checked where parts are given."""
+    hints = {name: hint for part in parts for name, hint in fields_of(part).items()}
+    plain, special = dict[str, Any](), dict[str, Any]()
+    for option, value in options.items():
+        owner, dot, bare = option.rpartition(".")
+        if dot:
+            if parts and (owner not in rows or bare not in fields_of(rows[owner])):
+                raise unknown_option(option, value, parts, rows)
+            if row is None or owner != row.name:
+                continue
+            special[bare] = value
+        else:
+            if parts and option not in hints:
+                raise unknown_option(option, value, parts, rows)
+            plain[option] = value
+    found = plain | special
+    for name, value in found.items():
+        if name in hints:
+            check_value(name, value, hints[name])
+    return found

@@ -1,0 +1,59 @@
+"""Where recipes are: by name through entry points, or as an object in a module or a file. Needs no torch."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from fmeta._errors import InputError, nearest
+from fmeta._objects import find_object
+from fmeta.runs._recipe import Recipe
+
+_GROUP = "fmeta.recipes"
+
+
+@functools.cache
+def recipe_points() -> dict[str, EntryPoint]:
+    """Every installed recipe's entry point, by name."""
+    return {point.name: point for point in sorted(entry_points(group=_GROUP), key=lambda p: p.name)}
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    """The installed recipe of that name. Raises InputError where there is none, or it cannot be imported."""
+    points = recipe_points()
+    if name not in points:
+        raise InputError(f"unknown recipe {name!r}; {nearest(name, points)}")
+    try:
+        found = points[name].load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"recipe {name!r} ({points[name].value}): {error}; install again what brings it") from error
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
+        raise InputError(
+            f"recipe {name!r}: {points[name].value} is no recipe; expected a subclass of fmeta.runs.Recipe"
+        )
+    return found
+
+
+def distribution_of(name: str) -> str:
+    """What to install for a recipe, as `name version`; "" where that is not known."""
+    point = recipe_points().get(name)
+    return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else ""
+
+
+def is_object(reference: str) -> bool:
+    """Whether a text is `module:object` or `file.py:object`, rather than a file of options."""
+    place, colon, name = reference.rpartition(":")
+    return bool(colon) and name.isidentifier() and (place.endswith(".py") or not Path(reference).exists())
+
+
+def recipe_object(reference: str) -> Recipe | type[Recipe]:
+    """The recipe at `module:object` or `file.py:object`, an instance or a class.
+
+    Raises InputError where there is no such module, file or object, or it is no recipe.
+    """
+    found = find_object("recipe", reference)[1]
+    if isinstance(found, Recipe) or (isinstance(found, type) and issubclass(found, Recipe)):
+        return found
+    came = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
+    raise InputError(f"recipe {reference!r}: it is {came}; expected a recipe, a subclass of fmeta.runs.Recipe")

@@ -1,5 +1,6 @@
 """Where tasks come from: each source is a function `(key, count) -> Task`."""
 
+from fmeta.core._types import PartialSampler
 from fmeta.operators import cache_folder
 from fmeta.tasks._batches import batches, stream
 from fmeta.tasks._class_data import ClassData, Split, class_data, from_labels, select_classes
@@ -12,13 +13,13 @@ from fmeta.tasks._linear import linear, linear_meta_grad
 from fmeta.tasks._mini_imagenet import mini_imagenet
 from fmeta.tasks._multi_domain import multi_domain
 from fmeta.tasks._omniglot import load_omniglot, omniglot
-from fmeta.tasks._sampler import Sampler, TaskSampler, sampler
+from fmeta.tasks._sampler import Sampler, sampler
 from fmeta.tasks._sinusoid import sinusoid
 from fmeta.tasks._splits import split_classes
 from fmeta.tasks._variable import variable_episodes
 
 __all__ = [
-    "ClassData", "Episodes", "Sampler", "Split", "TaskSampler", "batches", "cache_folder", "class_data", "episodes",
+    "ClassData", "Episodes", "PartialSampler", "Sampler", "Split", "batches", "cache_folder", "class_data", "episodes",
     "fetch", "from_labels", "glyphs", "image_folder", "image_splits", "linear", "linear_meta_grad", "load_omniglot",
     "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler", "select_classes", "sinusoid",
     "split_classes", "stream", "variable_episodes",

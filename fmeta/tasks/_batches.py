@@ -9,19 +9,20 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, fold, permutation, randint, uniform
 from fmeta.core._checks import check_counts
+from fmeta.core._types import PartialSampler
 from fmeta.core.tree import tree_map
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._class_data import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import Sampler, TaskSampler, draw_part
 
 
-def batches(data: ClassData, *, size: int, rotate: bool = False) -> TaskSampler:
+def batches(data: ClassData, *, size: int, rotate: bool = False) -> PartialSampler:
     """Plain batches as tasks without a support set: `query.x` `[task, size, ...]`, labels the classes' positions in
     `data`. Classes are drawn alike, then examples, all with replacement.
 
         >>> import fmeta, torch
         >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(20, 16) for i in range(30)})
-        >>> batches(data, size=64)(fmeta.key(0), 1).query.x.shape
+        >>> fmeta.tasks.batches(data, size=64)(fmeta.key(0), 1).query.x.shape
         torch.Size([1, 64, 16])
 
     Args:
@@ -43,12 +44,13 @@ def batches(data: ClassData, *, size: int, rotate: bool = False) -> TaskSampler:
     return TaskSampler(one)
 
 
-def stream(sample: Sampler, *, ways: int) -> Streams:
+def stream(sample: Sampler, *, ways: int) -> PartialSampler:
     """The tasks of `sample` as streams, for `mann`: support and query become one sequence in random order.
 
         >>> import fmeta, torch
         >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(20, 16) for i in range(30)})
-        >>> tasks = stream(fmeta.tasks.episodes(data, ways=5, shots=1, query=3), ways=5)(fmeta.key(0), 4)
+        >>> sample = fmeta.tasks.episodes(data, ways=5, shots=1, query=3)
+        >>> tasks = fmeta.tasks.stream(sample, ways=5)(fmeta.key(0), 4)
         >>> [leaf.shape for leaf in tasks.query.x]
         [torch.Size([4, 20, 16]), torch.Size([4, 20])]
 

@@ -1,7 +1,5 @@
 """Classified examples: rows of one tensor or of a tree of them, class after class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -29,7 +27,7 @@ class ClassData(NamedTuple):
     turns: Tensor  # int64 [class] quarter turns, counter-clockwise, that make it a class of its own
     names: tuple[str, ...]  # [class]
 
-    def to(self, device: torch.device | str) -> ClassData:
+    def to(self, device: torch.device | str) -> "ClassData":
         """The same data on a device, where its episodes will be drawn."""
         return tree_map(lambda t: t.to(device), self._replace(names=()))._replace(names=self.names)
 
@@ -37,9 +35,10 @@ class ClassData(NamedTuple):
 def class_data(classes: Mapping[str, Tree]) -> ClassData:
     """`ClassData` from named classes of any sizes. Each is a tensor or an array `[example, ...]`, or a tree of them.
 
-        >>> import torch
+        >>> import fmeta, torch
         >>> ids, mask = torch.zeros(6, 16, dtype=torch.int64), torch.ones(6, 16, dtype=torch.bool)
-        >>> data = class_data({"sports": {"ids": ids, "mask": mask}, "trade": {"ids": ids[:4], "mask": mask[:4]}})
+        >>> sports, trade = {"ids": ids, "mask": mask}, {"ids": ids[:4], "mask": mask[:4]}
+        >>> data = fmeta.tasks.class_data({"sports": sports, "trade": trade})
         >>> data.names, data.size.tolist()
         (('sports', 'trade'), [6, 4])
 
@@ -61,8 +60,8 @@ def class_data(classes: Mapping[str, Tree]) -> ClassData:
 def from_labels(x: Tree, y: Tensor | np.ndarray, names: Sequence[str] | None = None) -> ClassData:
     """`ClassData` from examples in any order and their labels.
 
-        >>> import torch
-        >>> data = from_labels(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]), names=["cat", "dog"])
+        >>> import fmeta, torch
+        >>> data = fmeta.tasks.from_labels(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]), names=["cat", "dog"])
         >>> data.names, data.size.tolist()
         (('cat', 'dog'), [2, 3])
 
@@ -105,9 +104,9 @@ def laid_out(rows: Tree, counts: Sequence[int], names: Sequence[str]) -> ClassDa
 def select_classes(data: ClassData, chosen: Tensor) -> ClassData:
     """The classes at the positions `chosen`, int64 `[class]`; the rows are shared.
 
-    >>> import torch
-    >>> data = class_data({"ape": torch.zeros(2, 3), "bee": torch.ones(4, 3), "cat": torch.ones(5, 3)})
-    >>> select_classes(data, torch.tensor([2, 0])).names
+    >>> import fmeta, torch
+    >>> data = fmeta.tasks.class_data({"ape": torch.zeros(2, 3), "bee": torch.ones(4, 3), "cat": torch.ones(5, 3)})
+    >>> fmeta.tasks.select_classes(data, torch.tensor([2, 0])).names
     ('cat', 'ape')
     """
     names = tuple(data.names[i] for i in chosen.tolist())

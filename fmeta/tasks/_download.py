@@ -16,6 +16,9 @@ from fmeta.core import InputError
 def fetch(url: str, checksum: str, folder: Path, *, progress: bool = True) -> Path:
     """The file at `url` in `folder`, downloaded if it is not there yet and matches `checksum` ("sha256:…" or "md5:…").
 
+        url = "https://example.org/pictures.zip"
+        path = fmeta.tasks.fetch(url, "sha256:9f86d081884c7d65…", fmeta.tasks.cache_folder() / "pictures")
+
     A download that breaks off leaves `NAME.part`; the next try asks the server for the rest.
 
     Raises:

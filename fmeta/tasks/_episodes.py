@@ -32,7 +32,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
 
         >>> import fmeta, torch
         >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(20, 16) for i in range(30)})
-        >>> tasks = episodes(data, ways=5, shots=1, query=15)(fmeta.key(0), 4)
+        >>> tasks = fmeta.tasks.episodes(data, ways=5, shots=1, query=15)(fmeta.key(0), 4)
         >>> tasks.support.x.shape, tasks.query.y.shape
         (torch.Size([4, 5, 16]), torch.Size([4, 75]))
 

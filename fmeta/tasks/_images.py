@@ -28,7 +28,11 @@ def read_images(
     """The files as uint8 `[image, channel, size, size]`, and the paths that are in it, in the order they came.
 
     Each image is turned as its EXIF orientation says, laid over white where it is transparent, resized (Lanczos,
-    antialiased) until its shorter side is `size`, and cropped around its centre. 16-bit grey becomes 8-bit.
+    antialiased) until its shorter side is `size`, and cropped around its centre. 16-bit grey becomes 8-bit. Of
+    moving pictures the first is read.
+
+        images, files = fmeta.tasks.read_images(["a.jpg", "b.png"], size=84, channels=3)
+        x = images.float() / 255                                               # as tasks hold them
 
     Args:
         paths: the files, in any format that Pillow reads.

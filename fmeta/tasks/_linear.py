@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, Tree, fold, normal
 from fmeta.core._checks import check_counts
+from fmeta.core._types import PartialSampler
 from fmeta.core.tree import mean_tasks
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._sampler import TaskSampler
@@ -14,12 +15,12 @@ from fmeta.tasks._sampler import TaskSampler
 
 def linear(
     *, features: int = 3, shots: int = 10, query: int = 10, noise: float = 0.1, dtype: torch.dtype = torch.float32
-) -> TaskSampler:
+) -> PartialSampler:
     """y = w·x + b + noise·ε with w, b, x and ε standard normal. `x` is `[task, example, features]`, `y`
     `[task, example, 1]`.
 
     >>> import fmeta
-    >>> linear(features=3, shots=10)(fmeta.key(0), 25).support.x.shape
+    >>> fmeta.tasks.linear(features=3, shots=10)(fmeta.key(0), 25).support.x.shape
     torch.Size([25, 10, 3])
     """
     check_counts("linear", features=features, shots=shots, query=query)
@@ -48,9 +49,10 @@ def linear_meta_grad(meta: Tree, tasks: Task, *, lr: float, steps: int) -> Tree:
 
         >>> import fmeta
         >>> learner = fmeta.maml(fmeta.models.mlp([3, 1]), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=5)
-        >>> meta, tasks = learner.init(fmeta.key(0)), linear(features=3)(fmeta.key(1), 25)
+        >>> meta, tasks = learner.init(fmeta.key(0)), fmeta.tasks.linear(features=3)(fmeta.key(1), 25)
         >>> gradient, info = fmeta.meta_grad(learner)(meta, tasks)
-        >>> fmeta.testing.distance(gradient, linear_meta_grad(meta, tasks, lr=0.1, steps=5)) < 1e-5
+        >>> exact = fmeta.tasks.linear_meta_grad(meta, tasks, lr=0.1, steps=5)
+        >>> bool(fmeta.testing.distance(gradient, exact) < 1e-5)
         True
 
     Args:

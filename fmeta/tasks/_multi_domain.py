@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fmeta.core import InputError, Task, fold, uniform
 from fmeta.core._checks import nearest
+from fmeta.core._types import PartialSampler
 from fmeta.core.tree import named_leaves, tree_map, tree_structure
 from fmeta.tasks._sampler import Sampler, draw_part
 
 
 def multi_domain(
     sources: Mapping[str, Sampler], *, leave_out: str | None = None, weights: Mapping[str, float] | None = None
-) -> MultiDomain:
+) -> PartialSampler:
     """Each task from one of the sources, drawn at random. To test on every domain in turn:
 
         for name in sources:
@@ -27,7 +28,8 @@ def multi_domain(
 
         >>> import fmeta
         >>> sources = {"waves": fmeta.tasks.sinusoid(), "lines": fmeta.tasks.linear(features=1)}
-        >>> multi_domain(sources, weights={"waves": 3, "lines": 1})(fmeta.key(0), 16).support.x.shape
+        >>> sample = fmeta.tasks.multi_domain(sources, weights={"waves": 3, "lines": 1})
+        >>> sample(fmeta.key(0), 16).support.x.shape
         torch.Size([16, 10, 1])
 
     Every source draws the whole batch, and of each task the one from its source stays: all shapes are fixed, so that

@@ -29,7 +29,7 @@ class TaskSampler:
         return over_tasks(self.one, shared=())(split(key, count)[numbers.start : numbers.stop])
 
 
-def sampler(one: Callable[[Tensor], Task]) -> TaskSampler:
+def sampler(one: Callable[[Tensor], Task]) -> PartialSampler:
     """A `Sampler` from a function that draws one task. Task `i` of a batch is `one(split(key, count)[i])`.
 
         >>> import fmeta

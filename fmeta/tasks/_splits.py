@@ -22,7 +22,7 @@ def split_classes(
 
         >>> import fmeta, torch
         >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(20, 16) for i in range(30)})
-        >>> [len(split_classes(data, split).names) for split in ("train", "validation", "test")]
+        >>> [len(fmeta.tasks.split_classes(data, split).names) for split in ("train", "validation", "test")]
         [18, 6, 6]
 
     The classes are shuffled by the seed and cut by the shares, so that the same classes and seed give the same splits

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, choice, fold, randint, uniform
 from fmeta.core._checks import check_counts
+from fmeta.core._types import PartialSampler
 from fmeta.tasks._class_data import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import TaskSampler
 
@@ -21,7 +22,7 @@ def variable_episodes(
     query: int = 10,
     max_support: int = 500,
     max_support_per_class: int = 100,
-) -> TaskSampler:
+) -> PartialSampler:
     """Tasks of variable way and shot, drawn as in Meta-Dataset (Triantafillou et al. 2020, section 3.2,
     https://arxiv.org/abs/1903.03096). With C the classes of a task and |n| the examples that class n has:
 
@@ -37,7 +38,8 @@ def variable_episodes(
 
         >>> import fmeta, torch
         >>> data = fmeta.tasks.class_data({f"word {i}": torch.randn(5 + i, 16) for i in range(30)})
-        >>> tasks = variable_episodes(data, max_ways=10, query=5, max_support=60)(fmeta.key(0), 4)
+        >>> sample = fmeta.tasks.variable_episodes(data, max_ways=10, query=5, max_support=60)
+        >>> tasks = sample(fmeta.key(0), 4)
         >>> tasks.support.x.shape, tasks.query.x.shape
         (torch.Size([4, 60, 16]), torch.Size([4, 50, 16]))
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import fmeta
 from fmeta import InputError
+from fmeta.tasks import _image_folder as module
 from fmeta.tasks import episodes, image_folder, read_images
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -165,6 +166,109 @@ def test_read_images_keeps_the_order_it_was_given(tmp_path):
     x, kept = read_images([str(p) for p in paths], size=20)
     assert kept == paths
     assert np.array_equal(x[2].permute(1, 2, 0).numpy(), noise(2))
+
+
+def test_ink_as_cameras_and_printers_save_it(tmp_path):
+    """CMYK in a JPEG, which Adobe's programs save inverted."""
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert pixel(save(ink, tmp_path / "ink.jpg", quality=100)) == pytest.approx(list(RED), abs=4)
+    assert pixel(save(Image.new("YCbCr", (16, 16), (76, 85, 255)), tmp_path / "y.jpg")) == pytest.approx(RED, abs=4)
+
+
+def test_a_palette_with_shades_of_transparency(tmp_path):
+    """Each colour of the palette with its own: clear, half and opaque."""
+    image = Image.new("P", (6, 2))
+    image.putpalette([*RED, *RED, *RED])
+    image.putdata([0, 0, 1, 1, 2, 2] * 2)
+    path = save(image, tmp_path / "x.png", transparency=bytes([0, 128, 255]))
+    x, _ = read_images([path], size=2)  # the centre
+    assert x[0, :, 0, 0].tolist() == pytest.approx([255, 127, 127], abs=1)
+    wide = image.resize((6, 6), Image.Resampling.NEAREST)
+    x, _ = read_images([save(wide, tmp_path / "y.png", transparency=bytes([0, 128, 255]))], size=6)
+    for column, expected in ((0, [255, 255, 255]), (2, [255, 127, 127]), (5, list(RED))):
+        assert x[0, :, 3, column].tolist() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "GIF", "png", "webp"])
+def test_of_moving_pictures_the_first_is_read(tmp_path, suffix):
+    frames = [Image.new("RGB", (9, 9), colour) for colour in (RED, BLUE, BLUE)]
+    path = tmp_path / "c" / f"x.{suffix}"
+    path.parent.mkdir()
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
+    x = image_folder(tmp_path, size=9).examples
+    assert x.shape == (1, 3, 9, 9)
+    assert x[0, :, 4, 4].tolist() == pytest.approx(list(RED), abs=6)
+
+
+def test_colour_photographs_of_any_shape_make_tasks(tmp_path):
+    """Tall, wide and tiny, grey among colour, with upper-case suffixes: one size, three channels, 0 to 1."""
+    shapes = [(40, 90), (90, 40), (5, 7), (300, 20)]
+    for c in range(3):
+        for i, (height, width) in enumerate(shapes):
+            save(
+                noise(10 * c + i, height, width, colour=i != 2), tmp_path / f"c{c}" / f"{i}.{('jpg', 'JPG', 'Png')[c]}"
+            )
+    data = image_folder(tmp_path, size=16, channels=3)
+    assert data.examples.shape == (12, 3, 16, 16)
+    assert data.size.tolist() == [4, 4, 4]
+    assert (data.examples[2] == data.examples[2, :1]).all()  # grey, repeated
+    x = episodes(data, ways=3, shots=1, query=3)(fmeta.key(0), 4).query.x
+    assert x.shape == (4, 9, 3, 16, 16)
+    assert 0.0 <= float(x.min()) < float(x.max()) <= 1.0
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "name", ["[", "b]x", "[bold]", "two words", " ", "ü 猫 é", "%s {x}", "a'b\"c", "x" * 200, "-rf", "a\nb"]
+)
+def test_classes_and_folders_may_have_any_name(tmp_path, name):
+    root = tmp_path / name
+    for folder in (name, f"family/{name}"):
+        save(noise(0), root / folder / "0.png")
+    data = image_folder(root, size=8)
+    assert sorted(data.names) == sorted([name, f"family/{name}"])
+    (root / name / "9.png").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        image_folder(root, size=8)
+    assert str(root / name / "9.png") in str(caught.value)
+
+
+def test_names_that_are_no_text_become_text(tmp_path):
+    """Bytes of another encoding: what is written to a file or a screen later must be UTF-8."""
+    try:
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    save(noise(0), tmp_path / os.fsdecode(b"caf\xe9") / "0.png")
+    save(noise(1), tmp_path / "tea" / "0.png")
+    data = image_folder(tmp_path, size=20)
+    assert data.names == ("caf\ufffd", "tea")
+    assert np.array_equal(data.examples[0].permute(1, 2, 0).numpy(), noise(0))
+    data.names[0].encode("utf-8")
+    os.makedirs(os.path.join(os.fsencode(tmp_path), b"caf\xe8"))
+    save(noise(2), tmp_path / os.fsdecode(b"caf\xe8") / "0.png")
+    with pytest.raises(InputError, match="differ only by case or encoding"):
+        image_folder(tmp_path, size=20)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"], ids=["long", "null"])
+def test_names_that_no_folder_can_have_are_refused(name):
+    with pytest.raises(InputError, match="not a folder"):
+        image_folder(name, size=8)
+
+
+def test_an_image_that_vanishes_before_it_is_read_is_named(pets, monkeypatch):
+    true_decode = module.decode
+
+    def decode(call, files, *rest):
+        (pets / "dog" / "1.png").unlink(missing_ok=True)
+        return true_decode(call, files, *rest)
+
+    monkeypatch.setattr(module, "decode", decode)
+    with pytest.raises(InputError, match=r"1 of 5 images do not decode, the first .*dog/1.png: .*No such file"):
+        image_folder(pets, size=8)
 
 
 # --- what is refused

@@ -192,6 +192,125 @@ def test_a_damaged_cache_is_written_anew(lists):
     assert torch.equal(mini_imagenet("test", data_dir=lists).examples, first)
 
 
+# --- other numbers than the published ones
+
+
+@pytest.fixture
+def free(monkeypatch, tmp_path):
+    """Lists of any sizes, with the published numbers in force."""
+    monkeypatch.setenv("FMETA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+
+    def write(file, sizes):
+        rows = [(f"{name} {i}.png", name) for name, size in sizes.items() for i in range(size)]
+        for image, name in rows:
+            Image.new("RGB", (20, 10), colour(name, int(image[-5]))).save(tmp_path / "images" / image)
+        write_list(tmp_path / file, rows[::-1])
+        return tmp_path
+
+    return write
+
+
+def test_part_of_the_data_is_taken_where_it_need_not_be_whole(free):
+    folder = free("val.csv", {"n05": 2, "n04": 3, "n11": 1})
+    with pytest.raises(InputError, match=r"val.csv has 3 classes; expected 16; .*pass whole=False"):
+        mini_imagenet("validation", data_dir=folder)
+    for _ in range(2):  # decoded, and from the cache
+        data = mini_imagenet("validation", data_dir=folder, whole=False)
+        assert data.names == ("n04", "n05", "n11")
+        assert data.size.tolist() == [3, 2, 1]
+        assert data.start.tolist() == [0, 3, 5]
+        assert data.examples.shape == (6, 3, 84, 84)
+        expected = [list(colour(name, i)) for name, size in (("n04", 3), ("n05", 2), ("n11", 1)) for i in range(size)]
+        assert data.examples[:, :, 0, 0].tolist() == expected
+
+
+def test_a_pickle_of_part_of_the_data_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("FMETA_CACHE", str(tmp_path / "cache"))
+    content = packed(["n04", "n05", "n09"])
+    content["class_dict"]["n05"] = content["class_dict"]["n05"][:2]
+    (tmp_path / "mini-imagenet-cache-test.pkl").write_bytes(pickle.dumps(content))
+    for _ in range(2):  # decoded, and from the cache
+        data = mini_imagenet("test", data_dir=tmp_path, whole=False)
+        assert (data.names, data.size.tolist()) == (("n04", "n05", "n09"), [4, 2, 4])
+        assert data.examples[4:6, :, 0, 0].tolist() == [list(colour("n05", i)) for i in range(2)]
+        with pytest.raises(InputError, match=r"cache-test.pkl has 3 classes; expected 20"):
+            mini_imagenet("test", data_dir=tmp_path)  # what is in the cache is checked as well
+
+
+def test_a_class_in_two_splits_is_refused_in_any_numbers(free):
+    free("val.csv", {"n04": 2, "n05": 2})
+    folder = free("test.csv", {"n06": 2, "n05": 2})
+    for split in ("validation", "test"):
+        with pytest.raises(InputError, match=r"class 'n05' is in (validation|test) too, as are 1 in all"):
+            mini_imagenet(split, data_dir=folder, whole=False)
+
+
+def test_an_image_twice_and_an_empty_list_are_refused_in_any_numbers(free):
+    folder = free("val.csv", {"n04": 2, "n05": 2})
+    write_list(folder / "val.csv", [("n04 0.png", "n04"), ("n04 0.png", "n05")])
+    with pytest.raises(InputError, match=r"val.csv has image 'n04 0.png' twice"):
+        mini_imagenet("validation", data_dir=folder, whole=False)
+    write_list(folder / "val.csv", [])
+    with pytest.raises(InputError, match=r"val.csv has no images; expected at least one class"):
+        mini_imagenet("validation", data_dir=folder, whole=False)
+    write_list(folder / "val.csv", [("n04 0.png", "n04"), ("n04 1.png", "")])
+    with pytest.raises(InputError, match=r"val.csv has no label in line 3"):
+        mini_imagenet("validation", data_dir=folder, whole=False)
+
+
+# --- files that change between two looks
+
+
+def test_a_photograph_that_changes_while_it_is_read_is_named(lists, monkeypatch):
+    """What was decoded is not kept: neither the old nor the new."""
+    true_decode = module.decode
+
+    def decode(call, files, *rest):
+        found = true_decode(call, files, *rest)
+        Image.new("RGB", (50, 60)).save(files[2])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "decode", decode)
+        with pytest.raises(InputError, match=r"n06_2.jpg changed while it was read; expected it at rest"):
+            mini_imagenet("test", data_dir=lists)
+    assert not list(cache_folder().glob("*"))
+    assert (mini_imagenet("test", data_dir=lists).examples[2] == 0).all()
+
+
+def test_a_file_that_vanishes_is_named(lists, monkeypatch):
+    true_decode = module.decode
+
+    def decode(call, files, *rest):
+        files[2].unlink()
+        return true_decode(call, files, *rest)
+
+    monkeypatch.setattr(module, "decode", decode)
+    with pytest.raises(InputError, match=r"1 of 8 images do not decode, the first .*n06_2.jpg"):
+        mini_imagenet("test", data_dir=lists)
+    with pytest.raises(InputError, match=r"mini_imagenet: cannot read .*n06_2.jpg: No such file"):
+        module._stamp(lists / "images" / "n06_2.jpg")
+    (lists / "test.csv").unlink()
+    with pytest.raises(InputError, match=r"mini_imagenet: cannot read .*test.csv: .*No such file"):
+        module._listed(lists / "test.csv")
+
+
+def test_paths_of_any_characters(free, tmp_path):
+    folder = free("val.csv", {"n04": 1, "n05": 1})
+    odd = tmp_path / "[" / "b]x ü 猫" / ("long" * 40)
+    odd.mkdir(parents=True)
+    for name in ("images", "val.csv"):
+        (folder / name).rename(odd / name)
+    assert mini_imagenet("validation", data_dir=odd, whole=False).names == ("n04", "n05")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"], ids=["long", "null"])
+def test_names_that_no_file_can_have_are_refused(name):
+    with pytest.raises(InputError, match=r"found neither mini-imagenet-cache-val.pkl nor val.csv"):
+        mini_imagenet("validation", data_dir=name)
+
+
 # --- what is refused
 
 
@@ -287,13 +406,15 @@ def test_arrays_cannot_be_called_with_arguments_of_a_pickle(pickles):
         (lambda c: c.update(image_data=c["image_data"][:, :80]), r"uint8 \[8, 80, 84, 3\] as image_data"),
         (lambda c: c.update(image_data=c["image_data"].astype(np.float32)), r"float32 \[8, 84, 84, 3\] as"),
         (lambda c: c.pop("class_dict"), "no class_dict"),
-        (lambda c: c["class_dict"].pop("n06"), "1 classes; expected 2"),
+        (lambda c: c["class_dict"].pop("n06"), "1 classes; expected 2; .*pass whole=False"),
         (lambda c: c["class_dict"]["n06"].pop(), "3 images of class 'n06'; expected 4"),
         (lambda c: c["class_dict"].update(n06=c["class_dict"]["n07"]), "image 0 twice"),
-        (
-            lambda c: c["class_dict"].update(n06=[1, 3, 5, 8]),
-            "rows 1 to 8 in class_dict for class 'n06'; .* from 0 to 7",
-        ),
+        (lambda c: c["class_dict"].update(n06=[1, 3, 5, 8]), "rows 1 to 8 in class_dict for class 'n06'"),
+        (lambda c: c["class_dict"].update(n06=[-1, 3, 5, 6]), "rows -1 to 6 in class_dict .* from 0 to 7"),
+        (lambda c: c["class_dict"].update(n06=[0.5, 3]), "rows 0.5 to 3.0 in class_dict for class 'n06'"),
+        (lambda c: c["class_dict"].update(n06=["a", "b"]), "no rows in class_dict for class 'n06'"),
+        (lambda c: c["class_dict"].update(n06=[]), "no rows in class_dict for class 'n06'"),
+        (lambda c: c["class_dict"].update(n06=[[1], [2, 3]]), "no rows in class_dict for class 'n06'"),
     ],
 )
 def test_pickles_of_something_else_are_named(pickles, change, message):

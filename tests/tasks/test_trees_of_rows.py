@@ -12,6 +12,7 @@ from fmeta import InputError
 from fmeta.core import fold
 from fmeta.core.tree import named_leaves, tree_leaves, tree_map, tree_structure
 from fmeta.tasks import (
+    PartialSampler,
     batches,
     class_data,
     episodes,
@@ -198,7 +199,7 @@ def test_a_part_is_cut_from_the_whole(name):
         "stream of a function": stream(plain(SOURCES["episodes"](TREES)), ways=3),
         "domains of functions": multi_domain({n: plain(SOURCES["episodes"](TREES)) for n in ("a", "b")}),
     }[name]
-    assert isinstance(source, fmeta.core._types.PartialSampler)
+    assert isinstance(source, PartialSampler)
     whole, part = source(fmeta.key(4), 7), source.part(fmeta.key(4), 7, range(2, 6))
     for a, b in zip(tree_leaves(whole), tree_leaves(part), strict=True):
         assert torch.equal(a[2:6], b)
@@ -231,7 +232,7 @@ def test_a_source_is_a_value():
     def one(key):
         return fmeta.Task(fmeta.Examples(key[None], key[None]), fmeta.Examples(key[None], key[None]), fold(key, 1))
 
-    assert fmeta.tasks.sampler(one) == fmeta.tasks.TaskSampler(one)
+    assert fmeta.tasks.sampler(one) == fmeta.tasks.sampler(one)
     assert stream(one, ways=2) == stream(one, ways=2) != stream(one, ways=3)
 
 

@@ -114,7 +114,7 @@ def _source(part: str, data_dir: str | Path | None) -> Path:
 
 def _fingerprint(source: Path) -> str:
     try:
-        if source.is_file():
+        if not source.is_dir():
             return hashlib.sha256(source.read_bytes()).hexdigest()
         found = ((str(p.relative_to(source)), p.stat()) for p in source.rglob("*.png"))
         files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)

@@ -289,6 +289,37 @@ def test_order_of_the_archive_does_not_matter(small, tmp_path):
     assert torch.equal(images, load_omniglot(small)[0])
 
 
+def test_an_archive_that_changes_while_it_is_read_is_named(small, monkeypatch):
+    """What was decoded is not kept."""
+    true_decode = module._decode
+
+    def decode(source, part):
+        found = true_decode(source, part)
+        with (small / f"{PARTS[0]}.zip").open("ab") as file:
+            file.write(b"more")
+        return found
+
+    monkeypatch.setattr(module, "_decode", decode)
+    with pytest.raises(InputError, match=rf"{PARTS[0]}.zip changed while it was read; expected it at rest"):
+        load_omniglot(small)
+    assert not list(cache_folder().glob("*"))
+
+
+def test_an_archive_that_vanishes_is_named(small, monkeypatch):
+    true_fingerprint = module._fingerprint
+
+    def fingerprint(source):
+        found = true_fingerprint(source)
+        source.unlink()
+        return found
+
+    monkeypatch.setattr(module, "_fingerprint", fingerprint)
+    with pytest.raises(InputError, match=rf"omniglot: cannot read .*{PARTS[0]}.zip: .*No such file"):
+        load_omniglot(small)
+    with pytest.raises(InputError, match=rf"omniglot: cannot read .*{PARTS[0]}.zip: No such file.* at rest"):
+        true_fingerprint(small / f"{PARTS[0]}.zip")
+
+
 def test_other_archives_are_not_taken_from_the_cache(small, tmp_path):
     """The cache goes by content: another archive of the same name is decoded anew."""
     first, _ = load_omniglot(small)

@@ -1,6 +1,6 @@
 """Where tasks come from: each source is a function `(key, count) -> Task`."""
 
-from fmeta.core._types import PartialSampler
+from fmeta.core import PartialSampler
 from fmeta.operators import cache_folder
 from fmeta.tasks._batches import batches, stream
 from fmeta.tasks._class_data import ClassData, Split, class_data, from_labels, select_classes

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, fold, permutation, randint, uniform
+from fmeta.core import Examples, InputError, PartialSampler, Task, fold, permutation, randint, uniform
 from fmeta.core._checks import check_counts
-from fmeta.core._types import PartialSampler
 from fmeta.core.tree import tree_map
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._class_data import ClassData, check_turns, look_up

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, Tree, fold, normal
+from fmeta.core import Examples, InputError, PartialSampler, Task, Tree, fold, normal
 from fmeta.core._checks import check_counts
-from fmeta.core._types import PartialSampler
 from fmeta.core.tree import mean_tasks
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._sampler import TaskSampler

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmeta.core import InputError, Task, fold, uniform
+from fmeta.core import InputError, PartialSampler, Task, fold, uniform
 from fmeta.core._checks import nearest
-from fmeta.core._types import PartialSampler
 from fmeta.core.tree import named_leaves, tree_map, tree_structure
 from fmeta.tasks._sampler import Sampler, draw_part
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fmeta.core import Task, split
-from fmeta.core._types import PartialSampler
+from fmeta.core import PartialSampler, Task, split
 from fmeta.core.tree import tree_map
 from fmeta.operators._over_tasks import over_tasks
 

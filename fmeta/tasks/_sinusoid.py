@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, Task, fold, uniform
+from fmeta.core import Examples, PartialSampler, Task, fold, uniform
 from fmeta.core._checks import check_counts
-from fmeta.core._types import PartialSampler
 from fmeta.tasks._sampler import TaskSampler
 
 

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, choice, fold, randint, uniform
+from fmeta.core import Examples, InputError, PartialSampler, Task, choice, fold, randint, uniform
 from fmeta.core._checks import check_counts
-from fmeta.core._types import PartialSampler
 from fmeta.tasks._class_data import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import TaskSampler
 

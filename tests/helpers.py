@@ -78,9 +78,9 @@ def grouped(*, log_every=100, save_every=1000, loggers=(), validate=None, valida
     """Options of `fit`, those that it takes in groups given by names of their own."""
     if callable(validate):
         judged = {name: rest.pop(name) for name in ("monitor", "mode", "patience") if name in rest}
-        rest["validate"] = fmeta.Validation(validate, validate_every, **judged)
+        validate = fmeta.Validation(validate, validate_every, **judged)
     saving, logging = fmeta.Saving(save_every, facts or {}), fmeta.Logging(log_every, loggers)
-    return {"saving": saving, "logging": logging, **rest}
+    return {"validate": validate, "saving": saving, "logging": logging, **rest}
 
 
 def untimed(values):

@@ -11,6 +11,7 @@ from helpers import grouped
 import fmeta
 from fmeta.core import key
 from fmeta.core.tree import tree_leaves
+from fmeta.training._ranks import OtherRankError, Ranks
 
 
 def train(*, bad_tasks=(), **options):
@@ -61,12 +62,12 @@ def main(folder):
         result["differ"] = _differing(rank)
         try:
             train(run_dir=folder / "ranks")
-        except (fmeta.InputError, fmeta.training.OtherRankError) as error:
+        except (fmeta.InputError, OtherRankError) as error:
             result["refused"] = type(error).__name__, str(error)
         try:
-            with fmeta.training.Ranks.present().together(torch.device("cpu")):
+            with Ranks.present().together(torch.device("cpu")):
                 assert rank == 0, "no data on this node"
-        except (AssertionError, fmeta.training.OtherRankError) as error:
+        except (AssertionError, OtherRankError) as error:
             result["failed"] = type(error).__name__, str(error)
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -79,10 +80,10 @@ def _by_rank_0(meta):
 
 def _differing(rank):
     state = {"w": torch.ones(3, dtype=torch.float64), "n": torch.tensor(1)}
-    fmeta.training.Ranks.present().check_same(state, 1)
+    Ranks.present().check_same(state, 1)
     state["w"][2] += rank * 2.3e-16
     try:
-        fmeta.training.Ranks.present().check_same(state, 2)
+        Ranks.present().check_same(state, 2)
     except fmeta.RanksDifferError as error:
         return str(error)
     return ""

@@ -21,6 +21,7 @@ from fmeta.core._checks import nearest
 from fmeta.core._torch import mark_compiled, watched
 from fmeta.core.tree import tree_flatten
 from fmeta.execution import _graph
+from fmeta.execution._announce import announce, announce_compilation
 from fmeta.execution._auto import measured
 from fmeta.execution._graph import Backend, compile_graph
 from fmeta.execution._interrupt import interruptible
@@ -58,7 +59,8 @@ def compile(
     Inputs of a function that comes from `meta_grad` or `trainer` are checked at its first call. Other shapes compile
     once more, with a `RetraceWarning` that names what changed. Where compiling fails, or the default backend has no
     working C++ compiler, the function runs eager, with one `CompileWarning`; its result is the same. Under
-    transforms of torch.func and under dispatch modes (a FLOP counter) it runs as it is.
+    transforms of torch.func and under dispatch modes (a FLOP counter) it runs as it is. What is compiled, and about how
+    long that will be, goes to the logger "fmeta"; where no logging is set up, to the terminal.
 
     Args:
         function: of trees of tensors; for "step" and "auto" it comes from `meta_grad` or `trainer`.
@@ -134,9 +136,11 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
 def _attempt(
     function: Callable[..., Any], name: str, leaves: list[Any], structure: Any, backend: Backend
 ) -> tuple[Callable[..., Any] | None, str]:
+    announce(f"compiling {name}")
+    told = functools.partial(announce_compilation, name) if backend == "inductor" else lambda operations: None
     try:
         with interruptible():
-            return compile_graph(function, leaves, structure, backend), ""
+            return compile_graph(function, leaves, structure, backend, told), ""
     except Exception as error:  # whatever a backend or the caller's own code may raise
         return None, _why(name, error)
 

@@ -27,7 +27,11 @@ class Unfit(Exception):
 
 
 def compile_graph(
-    function: Callable[..., Any], leaves: Sequence[Any], structure: Any, backend: Backend
+    function: Callable[..., Any],
+    leaves: Sequence[Any],
+    structure: Any,
+    backend: Backend,
+    traced: Callable[[int], None] = lambda operations: None,
 ) -> Callable[[Sequence[Any]], Any]:
     """`function(*args, **keywords)` as a function of the leaves alone, for all leaves of these kinds.
 
@@ -37,6 +41,7 @@ def compile_graph(
             besides.
         structure: of `(args, keywords)`, from `tree_flatten`.
         backend: of torch.compile.
+        traced: told how many operations the graph has, before the backend begins.
 
     Raises:
         Unfit: a leaf that is neither a tensor nor a plain value; a result that requires grad.
@@ -64,6 +69,7 @@ def compile_graph(
         return found
 
     graph = without_transposed_products(trace(flat, tensors))
+    traced(len(graph.graph.nodes))
     # one C++ program calls small kernels without a detour through Python; where large operators take the time anyway,
     # a file for each kernel compiles on all cores
     large = any(node.target is torch.ops.fmeta.convolve.default for node in graph.graph.nodes)

@@ -1,5 +1,6 @@
 """Compiled equals eager, compiles once, and says when it cannot."""
 
+import logging
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from fmeta import testing
 from fmeta.core import fold
 from fmeta.core.tree import tree_leaves
 from fmeta.execution import CompileWarning, RetraceWarning
+from fmeta.execution._announce import announce_compilation
 
 KEY = fmeta.key(4)
 GRADIENTS = {
@@ -278,3 +280,50 @@ def test_one_tensor_in_two_places_is_two_inputs(backend):
     x, y = torch.ones(3), torch.full((3,), 5.0)
     run = fmeta.compile(lambda a, b: 2 * a + b, backend=backend)
     assert [run(*pair)[0].item() for pair in ((x, x), (x, y), (y, x))] == [3.0, 7.0, 11.0]
+
+
+def compile_once(backend="aot_eager"):
+    fmeta.compile(lambda x: x.sin(), backend=backend)(torch.ones(3))
+
+
+@pytest.fixture
+def no_logging(monkeypatch):
+    """Nobody has set up logging: pytest's own handlers are out of the way."""
+    monkeypatch.setattr(logging.getLogger("fmeta"), "propagate", False)
+
+
+def test_compiling_is_said_to_the_logger(caplog, capsys):
+    with caplog.at_level(logging.INFO, "fmeta"):
+        compile_once()
+    assert caplog.messages == ["compiling <lambda>"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_where_no_logging_is_set_up_compiling_is_said_to_a_terminal(no_logging, monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    compile_once()
+    assert capsys.readouterr().err == ("fmeta: compiling <lambda>\n" if terminal else "")
+
+
+def test_who_has_set_up_logging_is_not_spoken_to_beside_it(no_logging, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(logging.getLogger("fmeta"), "handlers", [logging.NullHandler()])
+    compile_once()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("operations", "said"), [(100, []), (500, ["about 10 s"]), (4400, ["about 88 s"]), (5100, ["about 2 min"])]
+)
+def test_a_long_compilation_says_about_how_long(caplog, operations, said):
+    with caplog.at_level(logging.INFO, "fmeta"):
+        announce_compilation("step", operations)
+    assert len(caplog.messages) == len(said)
+    assert all(part in message for part, message in zip(said, caplog.messages, strict=True))
+
+
+def test_an_eager_run_never_says_that_it_compiles(caplog):
+    with caplog.at_level(logging.INFO, "fmeta"):
+        train("none", None, steps=2)
+    assert not any("compil" in message for message in caplog.messages)

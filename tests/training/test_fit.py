@@ -415,7 +415,7 @@ def test_steps_that_were_withheld_are_told_of_only_when_they_are_taken(tmp_path)
 
     def sample(k, count):
         tasks = SINUSOID(k, count)
-        spoils = torch.where((uniform(fold(k, 99)) < 0.08) & (torch.arange(count) == 0), torch.inf, 0.0)
+        spoils = torch.where((uniform(fold(k, 107)) < 0.08) & (torch.arange(count) == 0), torch.inf, 0.0)
         return tasks._replace(support=tasks.support._replace(y=tasks.support.y + spoils[:, None, None]))
 
     options = {"iterations": 20, "sample": sample, "save_every": 20}

@@ -41,7 +41,7 @@ def same_bits(a, b):
 
 def by_hand(gradients):
     """One meta-step per gradient, the optimizer's state handed on."""
-    state = fmeta.trainer(LEARNER, OUTER).init(fold(key(3), 0))
+    state = fmeta.trainer(LEARNER, OUTER).init(fold(key(3), "initialisation"))
     for gradient in gradients:
         state, _ = fmeta.trainer(LEARNER, OUTER, gradient).step(state, TASKS)
     return state

@@ -127,7 +127,7 @@ def test_the_gradient_norm_is_that_of_the_meta_gradient():
     seen = []
     train(iterations=1, loggers=[lambda _, values: seen.append(values)])
     trainer = fmeta.trainer(LEARNER, fmeta.sgd(1.0))
-    state = trainer.init(fmeta.fold(key(3), 0))
+    state = trainer.init(fmeta.fold(key(3), "initialisation"))
     tasks = SINUSOID(fmeta.fold(fmeta.fold(key(3), "tasks"), 0), 3)
     grads, _ = fmeta.meta_grad(LEARNER)(state.meta, tasks)
     norm = torch.cat([leaf.reshape(-1) for leaf in tree_leaves(grads)]).norm()

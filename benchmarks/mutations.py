@@ -149,8 +149,8 @@ FAULTS = [
     Fault(
         "start the fast weights with another key on the way back",
         "gradients/_replayed.py",
-        "        return vjp(lambda m: begin(m, support, key), meta)[1](d)[0]",
-        "        return vjp(lambda m: begin(m, support, key + 1), meta)[1](d)[0]",
+        "        return pull_back(lambda m: begin(m, support, key), d, meta)[0]",
+        "        return pull_back(lambda m: begin(m, support, key + 1), d, meta)[0]",
         "drawn_start",
     ),
     Fault(

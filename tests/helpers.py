@@ -124,6 +124,13 @@ def with_dropout():
     return fmeta.from_module(net.double())
 
 
+def frozen(*sizes):
+    """An encoder whose parameters are all constants."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return fmeta.from_module(torch.nn.Sequential(*layers, torch.nn.Tanh()).double().requires_grad_(False))
+
+
 def normed():
     """A classifier with batch norm in the middle."""
     torch.manual_seed(0)
@@ -280,6 +287,20 @@ def learners():
                 ways=3,
             ),
             labelled,
+        ),
+        "protonet-frozen": Row(fmeta.protonet(frozen(4, 8, 5), ways=3), labelled),
+        "ridge-frozen": Row(fmeta.ridge(frozen(4, 5), ways=3, damping=1.0), labelled),
+        "anil-frozen": Row(
+            fmeta.anil(
+                fmeta.models.with_head(frozen(4, 5), 3, features=5, dtype=F64),
+                fmeta.cross_entropy,
+                optimizer=fmeta.adam(0.1, eps=1e-3),
+                steps=2,
+            ),
+            labelled,
+        ),
+        "cavia-frozen": Row(
+            fmeta.cavia(frozen(2 + 3, 1), fmeta.mse, context=3, optimizer=fmeta.sgd(0.5), steps=2), vectors
         ),
         "drawn_head": Row(drawn_head(), vectors),
         "reptile": Row(fmeta.reptile(net, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3, batch=4), vectors),

@@ -102,11 +102,8 @@ def check_support(call: str, support: Examples) -> None:
 
 
 def check_meta(call: str, meta: Tree) -> None:
-    """Meta-parameters are floating tensors that do not require grad."""
-    named = named_leaves(meta)
-    if not named:
-        raise InputError(f"{call}: meta has no leaves; expected a tree of parameters; start from learner.init(key)")
-    for path, leaf in named.items():
+    """Meta-parameters are floating tensors that do not require grad. There may be none: all frozen."""
+    for path, leaf in named_leaves(meta).items():
         name = f"meta.{path}" if path else "meta"
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             came = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__

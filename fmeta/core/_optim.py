@@ -259,9 +259,9 @@ def _descend(lr: Rate, count: Tree, direction: Tree) -> Tree:
 
 
 def _count(params: Tree) -> Tensor:
-    first = tree.tree_leaves(params)[0]
+    like = tree.scalar_like(params)
     # half precision cannot count: 256 + 1 is 256 in bfloat16
-    return first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32))
+    return like.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _remaining(decay: float, count: Tensor) -> Tensor:

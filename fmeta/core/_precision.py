@@ -51,17 +51,19 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
     def lower(values: Tree) -> Tree:
         return tree.tree_map(lambda t: t.to(dtype) if _floating(t) else t, values)
 
-    def back(prediction: Tree, params: Tree) -> Tree:
-        full = tree.tree_leaves(params)[0].dtype
+    def back(prediction: Tree, *given: Tree) -> Tree:
+        full = tree.scalar_like(*given).dtype
         return tree.tree_map(lambda t: t.to(full) if _floating(t) else t, prediction)
 
     def apply(params: Tree, x: Tree) -> Tree:
-        return back(model.apply(lower(params), lower(x)), params)
+        return back(model.apply(lower(params), lower(x)), params, x)
 
     noisy = model.noisy
     if noisy is None:
         return model._replace(apply=apply)
-    return model._replace(apply=apply, noisy=lambda params, x, key: back(noisy(lower(params), lower(x), key), params))
+    return model._replace(
+        apply=apply, noisy=lambda params, x, key: back(noisy(lower(params), lower(x), key), params, x)
+    )
 
 
 def _floating(value: object) -> bool:

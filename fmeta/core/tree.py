@@ -19,8 +19,8 @@ from fmeta.core._types import Tree
 
 __all__ = [
     "add", "dot", "global_norm", "leaf_names", "matching", "mean_tasks", "named_leaves", "replace_leaves", "root",
-    "same_structure", "scale", "select_leaves", "sub", "tree_flatten", "tree_leaves", "tree_map", "tree_structure",
-    "tree_unflatten", "where", "zeros_like",
+    "same_structure", "scalar_like", "scale", "select_leaves", "sub", "tree_flatten", "tree_leaves", "tree_map",
+    "tree_structure", "tree_unflatten", "where", "zeros_like",
 ]  # fmt: skip
 
 _OURS: dict[str, Any] = {"none_is_leaf": True, "namespace": "fmeta"}
@@ -82,8 +82,9 @@ def mean_tasks(a: Tree) -> Tree:
 
 
 def dot(a: Tree, b: Tree) -> Tensor:
-    """The inner product of two trees, a scalar."""
-    return torch.stack([(u * v).sum() for u, v in zip(tree_leaves(a), tree_leaves(b), strict=True)]).sum()
+    """The inner product of two trees, a scalar; 0 of trees without leaves."""
+    products = [(u * v).sum() for u, v in zip(tree_leaves(a), tree_leaves(b), strict=True)]
+    return torch.stack(products).sum() if products else torch.zeros(())
 
 
 def root(x: Tensor) -> Tensor:
@@ -95,6 +96,18 @@ def root(x: Tensor) -> Tensor:
 def global_norm(a: Tree) -> Tensor:
     """The Euclidean norm of all leaves together, a scalar with a finite slope at zero."""
     return root(dot(a, a))
+
+
+def scalar_like(*trees: Tree) -> Tensor:
+    """A zero, `[]`, of the dtype and device of the first floating leaf in these trees.
+
+    Where none is floating it is float32, on the device of the first leaf: what to make new parameters like.
+    """
+    leaves = [leaf for tree in trees for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    for leaf in leaves:
+        if leaf.is_floating_point():
+            return leaf.new_zeros(())
+    return torch.zeros((), dtype=torch.float32, device=leaves[0].device if leaves else None)
 
 
 def same_structure(a: Tree, b: Tree) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
@@ -39,6 +40,8 @@ def batched(learner: Learner, inner: Inner) -> Batched:
         return over_tasks(one, shared=(1, 3))(fast, meta, tasks, index)
 
     def move(grads: Tree, fast: Tree, state: Tree, meta: Tree) -> tuple[Tree, Tree]:
+        if not tree.tree_leaves((fast, state)):
+            return fast, state  # nothing adapts, and vmap needs something to batch
         return over_tasks(lambda g, f, s, m: _inner.move(inner, g, f, s, m), shared=(3,))(grads, fast, state, meta)
 
     def judge(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, Info]:
@@ -58,10 +61,15 @@ def inner_of(learner: Learner, name: str) -> Inner:
     return learner.inner
 
 
-def indices(steps: int, meta: Tree) -> list[Tensor]:
+def indices(steps: int, tasks: Task) -> list[Tensor]:
     """The index of each inner step, as tensors, so that one compiled step serves all."""
-    device = tree.tree_leaves(meta)[0].device
+    device = tree.tree_leaves(tasks)[0].device
     return [torch.full((), k, dtype=torch.int64, device=device) for k in range(steps)]
+
+
+def pull_back(function: Callable[..., Tree], d: Tree, *at: Tree) -> tuple[Tree, ...]:
+    """The cotangents of the arguments `at` from that of what the function gives; zeros where it gives nothing."""
+    return vjp(function, *at)[1](d) if tree.tree_leaves(d) else tree.zeros_like(at)
 
 
 def plain(values: Tree) -> Tree:

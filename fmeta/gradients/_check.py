@@ -119,6 +119,8 @@ def _order(numeric: dict[str, Tensor], analytic: dict[str, Tensor], simple: dict
     def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         return bool(a) and _norm({n: a[n] - b[n] for n in b}) <= tolerance * _norm(b)
 
+    if not numeric:
+        return "exact (no second-order term here)"  # nothing to learn
     if not _norm(analytic) and _norm(numeric):
         return "neither"
     if equal(analytic, numeric):
@@ -127,7 +129,7 @@ def _order(numeric: dict[str, Tensor], analytic: dict[str, Tensor], simple: dict
 
 
 def _norm(parts: dict[str, Tensor]) -> float:
-    return float(torch.cat(list(parts.values())).norm())
+    return float(torch.cat(list(parts.values())).norm()) if parts else 0.0
 
 
 def _double(values: Tree) -> Tree:

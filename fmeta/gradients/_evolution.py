@@ -69,7 +69,7 @@ class _Evolution(WeighingSteps):
                     "have none; expected Task(support, query, key); use fmeta.split(key, number_of_tasks)"
                 )
             total = tree.zeros_like(meta)
-            for index in indices(self.pairs, meta):
+            for index in indices(self.pairs, tasks):
                 total = tree.add(total, pair(meta, tasks, index))
             return tree.scale(total, 1.0 / self.pairs), judge(meta, tasks)
 

@@ -104,7 +104,7 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
         return vjp(lambda m: slope(fast, m, tasks, index), meta)[1](v)[0]
 
     def implicit_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
-        *steps, end = indices(inner.steps + 1, meta)
+        *steps, end = indices(inner.steps + 1, tasks)
         fast, state = start(meta, tasks.support, tasks.key)
         for index in steps:
             fast, state = advance(fast, state, meta, tasks, index)

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp
+from torch.func import grad_and_value
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError
 from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
-from fmeta.gradients._batched import as_weights, batched, indices, inner_of, plain, step_weights
+from fmeta.gradients._batched import as_weights, batched, indices, inner_of, plain, pull_back, step_weights
 
 
 def adjoint(loss_weights: Sequence[float] | None = None) -> MetaGradient:
@@ -106,18 +106,18 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
         def step(f: Tree, s: Tree, m: Tree) -> tuple[Tree, Tree]:
             return move(slope(f, m, tasks, index), f, s, m)
 
-        return plain(vjp(step, fast, state, meta)[1](d))
+        return plain(pull_back(step, d, fast, state, meta))
 
     @stage
     def pull_constant(grads: Tree, fast: Tree, state: Tree, meta: Tree, d: Tree) -> Tree:
-        return plain(vjp(lambda f, s, m: move(grads, f, s, m), fast, state, meta)[1](d))
+        return plain(pull_back(lambda f, s, m: move(grads, f, s, m), d, fast, state, meta))
 
     @stage
     def close(meta: Tree, support: Examples, key: Tree, d: Tree) -> Tree:
-        return vjp(lambda m: begin(m, support, key), meta)[1](d)[0]
+        return pull_back(lambda m: begin(m, support, key), d, meta)[0]
 
     def replayed_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
-        steps = indices(inner.steps, meta)
+        steps = indices(inner.steps, tasks)
         # of one element, because the compiler takes scalars of float64 for constants first and starts again
         weights = [torch.full_like(steps[0][None], w, dtype=torch.float64) for w in loss_weights]
         fast, state = start(meta, tasks.support, tasks.key)

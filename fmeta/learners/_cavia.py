@@ -63,7 +63,7 @@ def cavia(
         return model.apply(meta, condition(x, fast))
 
     inner = Inner(
-        lambda meta, support, key: tree.tree_leaves(meta)[0].new_zeros(context),
+        lambda meta, support, key: tree.scalar_like(meta, support.x).new_zeros(context),
         inner_loss,
         lambda meta: optimizer,
         steps,

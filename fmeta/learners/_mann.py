@@ -13,7 +13,7 @@ from fmeta.core._losses import accuracy, cross_entropy, weighted_mean
 from fmeta.core._random import fold, uniform
 from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Model, Tree
-from fmeta.core.tree import tree_leaves
+from fmeta.core.tree import scalar_like
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_features, check_ways
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step
@@ -86,7 +86,7 @@ def mann(
 
     def init(key: Tensor) -> MANNParams:
         params = encoder.init(fold(key, 0))
-        like = tree_leaves(params)[0]
+        like = scalar_like(params, key)
 
         def dense(number: int, outputs: int, inputs: int) -> dict[str, Tensor]:
             bound = inputs**-0.5

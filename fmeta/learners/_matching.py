@@ -13,7 +13,7 @@ from fmeta.core._losses import cross_entropy
 from fmeta.core._random import fold
 from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
-from fmeta.core.tree import tree_leaves
+from fmeta.core.tree import scalar_like
 from fmeta.learners._classes import absence, check_features, check_ways, membership
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step
 from fmeta.learners._parts import Metrics, encoder_based
@@ -77,7 +77,7 @@ def matching(
         params = encoder.init(fold(key, 0))
         if full_context is None:
             return MatchingParams(params, ())
-        size, dtype = full_context, tree_leaves(params)[0].dtype
+        size, dtype = full_context, scalar_like(params, key).dtype
         recurrent = (None, None, 2 * size)
         cells = [init_lstm(fold(key, i), size, size, dtype, r) for i, r in enumerate(recurrent, 1)]
         return MatchingParams(params, FullContext(*cells))

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmeta.core._checks import InputError, check_model
 from fmeta.core._losses import cross_entropy
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
-from fmeta.core.tree import tree_leaves
+from fmeta.core.tree import scalar_like
 from fmeta.learners._classes import absence, check_features, check_ways, membership
 from fmeta.learners._parts import Metrics, encoder_based
 
@@ -51,7 +51,7 @@ def ridge(
 
     def init(key: Tensor) -> RidgeParams:
         params = encoder.init(key)
-        like = tree_leaves(params)[0]
+        like = scalar_like(params, key)
         return RidgeParams(params, like.new_full((), damping).log(), like.new_ones(()), like.new_zeros(()))
 
     def features(meta: RidgeParams, x: Tree) -> Tensor:

@@ -14,6 +14,7 @@ from fmeta.core._checks import InputError, nearest, refuse_compiled
 from fmeta.core._random import fold, uniform
 from fmeta.core._torch import Dropout, RunningNorm
 from fmeta.core._types import Model, Tree
+from fmeta.core.tree import tree_leaves
 from fmeta.operators._norm import batch_norm
 
 Norm = Literal["batch", "frozen", "group"]
@@ -29,7 +30,8 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
 
     `init(key)` returns copies of the module's present weights by name (the key only says on which device).
     `apply(params, x)` calls the module: a tensor `x` as the one argument, a tuple as arguments, a dict as keywords.
-    Parameters with `requires_grad=False` and buffers are constants, best on the device of the parameters. Tied weights
+    Parameters with `requires_grad=False` and buffers are constants, best on the device of the parameters; where all are
+    constants, `init` gives `{}`. Tied weights
     stay tied. Dropout is off in `apply` and drawn from the key in `noisy(params, x, key)`, which the inner loop uses; a
     dropout layer that one forward pass calls twice draws the same mask twice, so give each place its own.
 
@@ -69,16 +71,18 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
     def init(key: Tensor) -> Tree:
         return {name: p.clone().to(key.device) for name, p in trained.items()}
 
-    def fixed(params: Tree) -> dict[str, Tensor]:
-        like = next(iter(params.values()))
-        return {n: c.to(like.device, like.dtype if c.is_floating_point() else None) for n, c in constants.items()}
+    def fixed(params: Tree, x: Tree) -> dict[str, Tensor]:
+        beside = [t for t in tree_leaves((params, x)) if isinstance(t, Tensor)]
+        floating = [t.dtype for t in beside if t.is_floating_point()]
+        device, dtype = beside[0].device, floating[0] if floating else None
+        return {n: c.to(device, dtype if c.is_floating_point() else None) for n, c in constants.items()}
 
     def apply(params: Tree, x: Tree) -> Tree:
-        return functional_call(quiet, {**fixed(params), **params}, *_arguments(x))
+        return functional_call(quiet, {**fixed(params, x), **params}, *_arguments(x))
 
     def apply_noisy(params: Tree, x: Tree, key: Tensor) -> Tree:
         keys = {f"{name}.key": fold(key, i) for i, name in enumerate(sources)}
-        return functional_call(noisy, {**fixed(params), **keys, **params}, *_arguments(x))
+        return functional_call(noisy, {**fixed(params, x), **keys, **params}, *_arguments(x))
 
     return Model(init, apply, apply_noisy if sources else None)
 

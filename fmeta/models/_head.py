@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core import InputError, Model, Tree, fold
 from fmeta.core._checks import check_counts, check_model
 from fmeta.core._similarity import cosines
-from fmeta.core.tree import tree_leaves
+from fmeta.core.tree import scalar_like
 from fmeta.models._layers import init_layer
 
 Head = Literal["linear", "cosine"]
 
 
-def with_head(encoder: Model, outputs: int, *, features: int, head: Head = "linear", scale: float = 10.0) -> Model:
+def with_head(
+    encoder: Model,
+    outputs: int,
+    *,
+    features: int,
+    head: Head = "linear",
+    scale: float = 10.0,
+    dtype: torch.dtype | None = None,
+) -> Model:
     """`encoder` with a classifier on its features: `x -> [example, outputs]`.
 
         linear: logits = W f + b          cosine: logits = scale·cos(W, f), row by row
@@ -29,6 +38,7 @@ def with_head(encoder: Model, outputs: int, *, features: int, head: Head = "line
         features: the encoder's.
         head: "linear" or "cosine".
         scale: of the cosines.
+        dtype: of the head; None takes the encoder's (float32 for one that has no parameters, all frozen).
 
     Parameters are `{"encoder": …, "head": {"weight", "bias"}}` (the cosine head has no bias), so `head.*` names the
     head's for `anil`, `boil` and `masked`.
@@ -42,7 +52,7 @@ def with_head(encoder: Model, outputs: int, *, features: int, head: Head = "line
 
     def init(key: Tensor) -> Tree:
         body = encoder.init(fold(key, 0))
-        drawn = init_layer(fold(key, 1), "head", (outputs, features), tree_leaves(body)[0].dtype)
+        drawn = init_layer(fold(key, 1), "head", (outputs, features), dtype or scalar_like(body, key).dtype)
         kept = ("weight", "bias") if head == "linear" else ("weight",)
         return {"encoder": body, "head": {n: drawn[f"head.{n}"] for n in kept}}
 

@@ -61,7 +61,7 @@ def equals_finite_differences(case: Case) -> Skipped:
 
     ways = {name: grads_of(case, gradient) for name, gradient in exact(case).items()}
     for i in range(3):
-        move = _direction(case.meta, i)
+        move = _direction(case, i)
         numeric = finite_difference(value, case.meta, move)
         for name, grads in ways.items():
             gap, size = abs(float(tree.dot(grads, move)) - numeric), float(tree.global_norm(grads))
@@ -237,7 +237,7 @@ def pure(case: Case) -> Skipped:
 
 def init_depends_on_the_key_alone(case: Case) -> Skipped:
     """The same key gives the same bits, on the key's device, shaped as the meta at hand."""
-    own = key(7, tree_leaves(case.meta)[0].device)
+    own = key(7, tree_leaves(case.tasks)[0].device)
     once, twice = case.learner.init(own), case.learner.init(own)
     if not _equal(once, twice):
         raise AssertionError("the same key gave other bits; draw every random number from the key")
@@ -328,9 +328,9 @@ LAWS: dict[str, Callable[[Case], Skipped]] = {
 }  # fmt: skip
 
 
-def _direction(meta: Tree, number: int) -> Tree:
-    leaves, structure = tree.tree_flatten(meta)
-    own = fold(key(number, leaves[0].device), 1)
+def _direction(case: Case, number: int) -> Tree:
+    leaves, structure = tree.tree_flatten(case.meta)
+    own = fold(key(number, tree_leaves(case.tasks)[0].device), 1)
     return tree.tree_unflatten([normal(fold(own, i), m.shape, m.dtype) for i, m in enumerate(leaves)], structure)
 
 

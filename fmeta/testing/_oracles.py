@@ -19,9 +19,9 @@ def distance(a: Tree, b: Tree) -> float:
     wrong = [(tuple(u.shape), tuple(v.shape)) for u, v in pairs if u.shape != v.shape]
     if wrong:
         raise AssertionError(f"shapes {wrong[0][0]} and {wrong[0][1]} differ")
-    scale = max(float(v.abs().max()) for _, v in pairs if v.numel())
+    scale = max((float(v.abs().max()) for _, v in pairs if v.numel()), default=0.0)
     gaps = [float((u - v).abs().max()) for u, v in pairs if u.numel()]
-    return float("nan") if any(g != g for g in gaps) else max(gaps) / max(scale, 1e-12)
+    return float("nan") if any(g != g for g in gaps) else max(gaps, default=0.0) / max(scale, 1e-12)
 
 
 def tasks_of(tasks: Task) -> list[Task]:
@@ -56,6 +56,8 @@ def plain_meta_grad(
         loss_weights: for the query loss after each inner step; None counts the last alone.
     """
     leaves, structure = tree_flatten(meta)
+    if not leaves:
+        return meta
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     own = tree_unflatten(leaves, structure)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
@@ -77,7 +79,7 @@ def _task_loss(
     optimizer = inner.optimizer(meta)
     state, total = optimizer.init(fast), []
     for k in range(inner.steps):
-        index = torch.tensor(k, device=tree_leaves(fast)[0].device)
+        index = torch.tensor(k, device=tree_leaves(task)[0].device)
         at = At(index, fold(task.key, index) if isinstance(task.key, Tensor) else (), task.key)
         leaves, structure = tree_flatten(fast)
         # copies, because one part of fast may have been computed from another (a head from the encoder's prototypes)

@@ -9,6 +9,7 @@ from helpers import F64, labelled, regressor, vectors
 
 import fmeta
 from fmeta import Examples, InputError, Task
+from fmeta.core.tree import tree_leaves
 
 KEY = fmeta.key(0)
 LEARNER = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
@@ -93,9 +94,9 @@ def test_tasks(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.clone().requires_grad_(), r"meta_grad: meta\['head.bias'\] requires grad; .*detach"),
-        (lambda t: t.long(), r"meta\['head.bias'\] is torch.int64; expected a floating-point tensor"),
-        (lambda t: 3.0, r"meta\['head.bias'\] is float; expected a floating-point tensor"),
+        (lambda t: t.clone().requires_grad_(), r"meta_grad: meta.head.bias requires grad; .*detach"),
+        (lambda t: t.long(), r"meta.head.bias is torch.int64; expected a floating-point tensor"),
+        (lambda t: 3.0, r"meta.head.bias is float; expected a floating-point tensor"),
     ],
 )
 def test_meta(change, message):
@@ -103,9 +104,57 @@ def test_meta(change, message):
         GRADS(META | {"head.bias": change(META["head.bias"])}, GOOD)
 
 
-def test_empty_meta():
-    with pytest.raises(InputError, match="meta has no leaves"):
-        GRADS({}, GOOD)
+@pytest.mark.parametrize(
+    "optimizer", [fmeta.sgd(0.1), fmeta.adam(0.1), fmeta.chain(fmeta.clip_by_global_norm(1.0), fmeta.momentum(0.1))]
+)
+def test_empty_meta(optimizer):
+    """Nothing is learned and nothing adapts; what is measured is right."""
+    module = torch.nn.Linear(2, 1).double().requires_grad_(False)
+    model = fmeta.from_module(torch.nn.Sequential(module))
+    learner = fmeta.maml(model, fmeta.mse, optimizer=optimizer, steps=2)
+    meta, expected = learner.init(KEY), ((module(GOOD.query.x) - GOOD.query.y) ** 2).mean((1, 2))
+    assert meta == {}
+    ways = [
+        fmeta.unrolled(),
+        fmeta.adjoint(),
+        fmeta.first_order(),
+        fmeta.truncated(1),
+        fmeta.difference(),
+        fmeta.evolution(0.1, 2),
+    ]
+    for way in [*ways, fmeta.chunked(fmeta.adjoint(), 2), fmeta.skipping(fmeta.adjoint())]:
+        grads, info = fmeta.meta_grad(learner, way)({}, GOOD)
+        assert grads == {}
+        torch.testing.assert_close(info.losses, expected)
+    assert fmeta.check_meta_grad(learner, {}, GOOD).exact
+    assert fmeta.adapt_tasks(learner, {}, GOOD) == {}
+    torch.testing.assert_close(fmeta.evaluate(learner, {}, GOOD, steps=(0, 2)).values["loss"][:, 1], expected)
+    trainer = fmeta.trainer(learner, optimizer)
+    state, info = trainer.step(trainer.init(KEY), GOOD)
+    assert (state.meta, int(state.step), float(info.gradient_norm)) == ({}, 1, 0.0)
+
+
+def test_a_frozen_encoder_is_a_learner():
+    encoder = fmeta.from_module(torch.nn.Sequential(torch.nn.Linear(4, 3)).double().requires_grad_(False))
+    tasks = fmeta.testing.random_classification(KEY)
+    for learner in (
+        fmeta.protonet(encoder, ways=3),
+        fmeta.fine_tune(encoder, ways=3, optimizer=fmeta.sgd(0.1), steps=2),
+    ):
+        meta = learner.init(KEY)
+        assert meta == {}
+        assert tree_leaves(fmeta.adapt_tasks(learner, meta, tasks))[0].shape[0] == len(tasks.key)
+        assert fmeta.evaluate(learner, meta, tasks, ways=3).values["loss"].isfinite().all()
+    state = fmeta.fit(
+        fmeta.protonet(encoder, ways=3),
+        fmeta.adam(0.1),
+        lambda key, count: fmeta.testing.random_classification(key, count),
+        key=KEY,
+        iterations=2,
+        meta_batch=3,
+        scope="none",
+    )
+    assert (state.meta, int(state.step)) == ({}, 2)
 
 
 def test_compile_checks_its_first_call():

@@ -37,7 +37,9 @@ def _evaluate(given: EvaluateOptions) -> None:
     tasks = trained.experiment.run.eval_tasks if given.tasks is None else given.tasks
     if not given.json:
         show.say(f"testing step {trained.step} on {tasks} tasks")
-    result, metric = measure(trained, tasks, given.steps, inductive=given.inductive), trained.experiment.recipe.metric
+    tell = None if given.json else show.say
+    result = measure(trained, tasks, given.steps, inductive=given.inductive, tell=tell)
+    metric = trained.experiment.recipe.metric
     if given.json:
         print(json.dumps(result.summary()))
         return

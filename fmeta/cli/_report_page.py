@@ -57,7 +57,7 @@ def page_of(given: ReportOptions, tell: Callable[[str], None]) -> str:
         result = read_evaluation(run.folder, trained, tasks)
         if result is None:
             tell(f"testing step {trained.step} on {tasks} tasks")
-            result = measure(trained, tasks)
+            result = measure(trained, tasks, tell=tell)
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("fmeta", "cli"),
         autoescape=True,

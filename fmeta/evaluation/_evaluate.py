@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,7 @@ def evaluate(
     inductive: bool = False,
     chunk: int = 100,
     protocol: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Adapts to each task of a fixed list and measures the query loss and metrics along the way.
 
@@ -85,6 +86,7 @@ def evaluate(
             0. It takes a forward pass of the support set for every query example. The learner's loss must heed weights.
         chunk: tasks adapted at a time; it bounds the memory.
         protocol: what else to record beside the numbers (ways, shots, split, seed …).
+        progress: called with the tasks that are done and their number, chunk by chunk.
 
     Raises:
         InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
@@ -124,6 +126,8 @@ def evaluate(
             piece = tree.tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
             values, logits = over_tasks(one)(meta, piece)
             parts.append((values, judge(logits, piece.query, ways, learner.output) if ways else ()))
+            if progress is not None:
+                progress(min(begin + chunk, count), count)
     values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     values = {name: value.double() for name, value in values.items()}
     protocol = {"tasks": count, **(protocol or {}), "task list": _fingerprint(tasks)}

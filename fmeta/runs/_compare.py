@@ -71,7 +71,7 @@ def _measured(
 ) -> Evaluation:
     if tell is not None:
         tell(f"testing {folder} on {tasks} tasks")
-    result = measure(trained, tasks, source=source)
+    result = measure(trained, tasks, source=source, tell=tell)
     if metric not in result.values:
         raise InputError(f"compare(metric={metric!r}): run {folder!r} has none; {nearest(metric, result.values)}")
     return result

@@ -91,17 +91,8 @@ class Experiment:
     # ---- what it makes, which needs torch --------------------------------------------------------
 
     def device(self) -> torch.device:
-        import torch
-
-        name = self.run.device
-        try:
-            auto = "cuda" if torch.cuda.is_available() else "cpu"
-            device = torch.empty(0, device=auto if name == "auto" else name).device
-        except (RuntimeError, AssertionError) as error:
-            raise OptionError("device", name, f"{str(error).splitlines()[0]}; expected cpu, cuda or auto") from error
-        if device.type == "meta":
-            raise OptionError("device", name, "tensors have no values there; expected cpu, cuda or auto")
-        return device
+        """Where it runs."""
+        return _device(self.run.device)
 
     def key(self) -> Tensor:
         """The key of the whole run."""
@@ -149,15 +140,11 @@ class Experiment:
         """Of the outer loop."""
         from fmeta import core
 
-        rate, steps = self.run.outer_lr, self.run.iterations
-        schedules: dict[str, Any] = {
-            "constant": lambda: rate,
-            "linear": lambda: core.linear_decay(rate, steps),
-            "cosine": lambda: core.cosine_decay(rate, steps),
-        }
-        own = self.recipe.own_optimizer()
-        row = self.learner or LearnerRow()
-        optimizer = row.optimizer(schedules[self.run.outer_schedule]()) if own is None else own
+        rate: Any = self.run.outer_lr
+        if self.run.outer_schedule != "constant":
+            decay = core.linear_decay if self.run.outer_schedule == "linear" else core.cosine_decay
+            rate = decay(rate, self.run.iterations)
+        optimizer = self.recipe.own_optimizer() or (self.learner or LearnerRow()).optimizer(rate)
         return core.chain(core.clip_by_global_norm(self.run.clip), optimizer) if self.run.clip else optimizer
 
     def sampler(self, split: Split) -> Sampler:
@@ -265,6 +252,19 @@ def unknown_option(option: str, value: Any, parts: list[type], rows: Mapping[str
         return OptionError(option, value, f"{chosen} does not take it; expected it with {', '.join(who)}")
     known = [name for part in parts for name in fields_of(part)]
     return OptionError(option, value, f"no such option here; {nearest(bare, ['learner', 'gradient', *known])}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.empty(0, device=auto if name == "auto" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError("device", name, f"{str(error).splitlines()[0]}; expected cpu, cuda or auto") from error
+    if device.type == "meta":
+        raise OptionError("device", name, "tensors have no values there; expected cpu, cuda or auto")
+    return device
 
 
 def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -70,6 +71,7 @@ def measure(
     *,
     inductive: bool = False,
     source: Experiment | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """The test figures of a run.
 
@@ -79,6 +81,7 @@ def measure(
         steps: adaptation steps after which to measure; None is the run's.
         inductive: measure each query example by itself too (see `fmeta.evaluate`).
         source: whose test tasks; None is the run's own.
+        tell: takes lines for people, where it takes longer than a few seconds.
     """
     tasks = trained.experiment.run.eval_tasks if tasks is None else tasks
     if tasks < 2:
@@ -94,7 +97,21 @@ def measure(
         classes=source.test_classes(tasks),
         inductive=inductive,
         protocol=trained.experiment.facts(),
+        progress=None if tell is None else _counting(tell),
     )
+
+
+def _counting(tell: Callable[[str], None], seconds: float = 2.5) -> Callable[[int, int], None]:
+    """Tells how many tasks are done, at most so often."""
+    last = time.monotonic()
+
+    def count(done: int, of: int) -> None:
+        nonlocal last
+        if done < of and time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            tell(f"{done} of {of} test tasks")
+
+    return count
 
 
 def read_chosen(folder: Path, which: str, read: Callable[[Path], T]) -> T:

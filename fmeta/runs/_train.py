@@ -172,6 +172,7 @@ def _opened(
             old = open_run(run_dir) if resume and run_dir is not None else None
             if old is not None:
                 check_resume(old, asked)
+            tell(f"{asked.recipe.name}: reading what it needs, and trying one task")
             ready = asked.ready()  # before the folder: bad choices leave none behind
             scope = scope_here(asked, tell) if old is None else old.scope
             run = Run(run_dir or new_folder(asked), asked, scope)
@@ -201,7 +202,7 @@ def _conclude(trained: Trained, loggers: Sequence[Logger], tell: Tell) -> Finish
             f"{options.monitor}; tested is that step{other}"
         )
     tell(f"testing on {options.eval_tasks} tasks")
-    result = measure(trained)
+    result = measure(trained, tell=tell)
     figure = _figure(trained, result)
     plot = folder / "adaptation.png"
     try:

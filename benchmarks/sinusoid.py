@@ -10,8 +10,11 @@ from _report import interleaved, write
 import fmeta
 
 
+SIZES = [1, 40, 40, 1]  # Finn et al., 2017
+
+
 def step_functions(steps):
-    model = fmeta.models.mlp([1, 40, 40, 1])
+    model = fmeta.models.mlp(SIZES)
     learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=steps)
     tasks = fmeta.tasks.sinusoid()(fmeta.key(0), 25)
     cases = {

@@ -9,7 +9,6 @@ from _report import interleaved, write
 
 import fmeta
 
-
 SIZES = [1, 40, 40, 1]  # Finn et al., 2017
 
 

@@ -364,10 +364,10 @@ def order_figure():
     first, exact = rows["first_order"], rows["unrolled"]
     apart = [f"{learned(first[when], False)} against {learned(exact[when], False)}" for when in LEARNED]
     yield (
-        f"- First against second order on sine waves, 5 inner steps: the cosine between them is "
+        "- First against second order on sine waves, 5 inner steps: the cosine between them is "
         f"**{first['after training']['cosine']:.2f}** after training, second order takes "
-        f"**{exact['time over first order']['measured']:.1f} times** as long; error {apart[0]} after {count} meta-steps, "
-        f"{apart[1]} in equal time."
+        f"**{exact['time over first order']['measured']:.1f} times** as long; error {apart[0]} after {count} "
+        f"meta-steps, {apart[1]} in equal time."
     )
 
 

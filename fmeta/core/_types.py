@@ -4,8 +4,6 @@ A *tree* is any nest of tuples, lists, dicts and named tuples with tensors for l
 `[example, ...]` has an example axis first. A learner's functions see ONE task; `over_tasks` adds the task axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -92,6 +90,12 @@ class Inner(NamedTuple):
     strongly_convex: bool = False  # in fast, near where descent ends: what `implicit` needs, and cannot see for itself
 
 
+class MetaGradient(Protocol):
+    """How to differentiate through adaptation: a value with its own name, never a flag. A plain function is one."""
+
+    def __call__(self, learner: "Learner", stage: "Stage") -> "GradFn": ...
+
+
 class Learner(NamedTuple):
     """A meta-learning algorithm, for one task: `meta` is learned across tasks, `fast` is what one task makes of it.
 
@@ -144,12 +148,6 @@ class Staged:
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """The stage that does nothing."""
     return function
-
-
-class MetaGradient(Protocol):
-    """How to differentiate through adaptation: a value with its own name, never a flag. A plain function is one."""
-
-    def __call__(self, learner: Learner, stage: Stage) -> GradFn: ...
 
 
 @runtime_checkable

@@ -1,7 +1,5 @@
 """The classes behind the labels: how well each is recognised, and which is taken for which."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

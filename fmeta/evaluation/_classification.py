@@ -1,7 +1,5 @@
 """What classes add to an evaluation: precision, recall, F1 and calibration."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """`compare`: two evaluations on the same tasks, task by task."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor

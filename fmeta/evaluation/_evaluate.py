@@ -1,7 +1,5 @@
 """`evaluate`: a learner on a fixed list of tasks, step by step."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence

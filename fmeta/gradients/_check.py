@@ -1,7 +1,5 @@
 """`check_meta_grad`: what a meta-gradient really computes, told by finite differences."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

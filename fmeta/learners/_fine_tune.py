@@ -1,7 +1,5 @@
 """Transfer learning: a new head, trained on the support set, on an encoder that was trained before."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Learners whose network sees the support set beside every input."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

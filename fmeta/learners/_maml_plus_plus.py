@@ -1,7 +1,5 @@
 """MAML++: rates, normalisation and a loss for every inner step."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Memory-augmented networks: an LSTM with an external memory learns from a stream of labelled examples."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Matching networks: a vote of the support set, weighted by similarity."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Meta-Curvature: MAML that learns how to transform its inner gradients."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

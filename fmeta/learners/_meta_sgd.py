@@ -1,7 +1,5 @@
 """Meta-SGD: MAML that learns a rate for every parameter."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

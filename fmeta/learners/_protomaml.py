@@ -1,7 +1,5 @@
 """ProtoMAML: MAML whose head starts from the prototypes of the support set."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

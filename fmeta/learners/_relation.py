@@ -1,7 +1,5 @@
 """Relation networks: a learned comparison in place of a distance."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

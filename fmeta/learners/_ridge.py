@@ -1,7 +1,5 @@
 """R2-D2: a ridge regression on learned features, solved in closed form."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Task encoders: an embedding of the support set modulates the network."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """`check_learner`: the laws, for a learner of anyone's."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """`Trainer`: what the loop of `fit` goes around, a value; and `trainer`, the one that takes a meta-gradient."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar

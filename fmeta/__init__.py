@@ -1,4 +1,10 @@
-"""Meta-learning as pure functions: exact, batched and compiled meta-gradients on torch.func."""
+"""Meta-learning as pure functions: exact, batched and compiled meta-gradients on torch.func.
+
+Each package is a chapter: `fmeta.core` (the vocabulary), `fmeta.learners` (the algorithms), `fmeta.gradients` (how to
+differentiate through adaptation) and `fmeta.training` (the step and the loop) come first; then what you need of
+`fmeta.models`, `fmeta.tasks`, `fmeta.evaluation`, `fmeta.execution` (compile, capture, memory), `fmeta.operators` (the
+task axis) and `fmeta.testing` (the laws). What most programs need is here by its own name, too: `fmeta.maml`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,37 @@
-"""The vocabulary and the parts every algorithm is made of."""
+"""The vocabulary, and the parts of which every algorithm is made: pure values, no disk, no clock, no global state.
+
+Read in this order:
+
+1. `Task` and `Examples`: what a learner adapts to (support) and is judged on (query). A batch of tasks is a `Task`
+   whose leaves have a leading `[task]` axis.
+2. `Model`, `Optimizer`, `Inner`, `Learner`, `MetaGradient`: an algorithm is a named tuple of pure functions, each
+   written for ONE task. `trajectory` runs an `Inner` and keeps every step.
+3. `key`, `fold`, `split`, `uniform`, `normal`, `randint`, `permutation`, `choice`: randomness is data. The same key
+   gives the same numbers eager, compiled, recomputed and on any device, so that a run is a function of its key.
+4. Optimizers, which serve the inner and the outer loop alike: `sgd`, `momentum`, `rmsprop`, `adam`, `adamw`; made of
+   parts by `chain`, `clip_by_global_norm` and `masked`; their rates may be schedules, `cosine_decay`, `step_decay`,
+   `linear_decay`, or learned, `per_step`.
+5. Losses `mse` and `cross_entropy`, the metric `accuracy`; `with_precision` for bfloat16; `cg`, `neumann` and `direct`
+   for `fmeta.gradients.implicit`; `tree` for trees of tensors. Whatever does not fit raises `InputError`, which names
+   the call, what came, what was expected, and the cure.
+
+A step of gradient descent:
+
+    >>> import torch
+    >>> import fmeta
+    >>> params = {"w": torch.tensor([1.0, 2.0])}
+    >>> optimizer = fmeta.sgd(0.1)
+    >>> updates, state = optimizer.update({"w": torch.tensor([10.0, 0.0])}, optimizer.init(params), params)
+    >>> fmeta.tree.add(params, updates)
+    {'w': tensor([0., 2.])}
+
+Numbers from a key:
+
+    >>> key = fmeta.key(0)
+    >>> first, second = fmeta.normal(fmeta.fold(key, 1), (3,)), fmeta.normal(fmeta.fold(key, 2), (3,))
+    >>> torch.equal(first, second), torch.equal(first, fmeta.normal(fmeta.fold(key, 1), (3,)))
+    (False, True)
+"""
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError

@@ -1,4 +1,31 @@
-"""Meta-training: the step, the loop, and what it keeps."""
+"""Meta-training: the step, the loop around it, and what the loop keeps.
+
+- `trainer(learner, optimizer, gradient)` is a `Trainer`: `init(key) -> TrainState` and `step(state, tasks) -> (state,
+  Info)`. All of the state is tensors, so that a step can be compiled, captured and resumed.
+- `fit` is the loop: progress, validation, `metrics.jsonl`, checkpoints, early stopping, exact resume, tasks withheld
+  that are not finite, several processes (`torchrun`). Ctrl-C saves the step that was reached; resumed, state and
+  metrics end as if nothing had been. `NonFiniteError`, `SaveError` and `RanksDifferError` say why it cannot go on.
+- `save_checkpoint` and `load_checkpoint`: files that are whole or absent, with a checksum, read without pickle.
+- A `Logger` is any function of a step and its values; `tensorboard` is one.
+
+The step, in a loop of one's own:
+
+    >>> import fmeta
+    >>> learner = fmeta.maml(fmeta.models.mlp([1, 8, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    >>> trainer = fmeta.trainer(learner, fmeta.adam(1e-2), fmeta.first_order())
+    >>> sample, key = fmeta.tasks.sinusoid(), fmeta.key(0)
+    >>> state = trainer.init(key)
+    >>> for k in range(3):
+    ...     state, info = trainer.step(state, sample(fmeta.fold(key, k), 4))
+    >>> int(state.step), info.losses.shape
+    (3, torch.Size([4]))
+
+The same by `fit`:
+
+    >>> state = fmeta.fit(learner, fmeta.adam(1e-2), sample, key=key, iterations=3, meta_batch=4)
+    >>> int(state.step)
+    3
+"""
 
 from fmeta.training._checkpoint import load_checkpoint, load_meta, save_checkpoint
 from fmeta.training._fit import fit

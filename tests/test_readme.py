@@ -1,42 +1,69 @@
-"""What README shows is true."""
+"""What README, CONTRIBUTING and the page of results show is true."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import fmeta
-from fmeta.testing import strategies
+import pytest
+from helpers import LEARNERS, labelled, vectors
 
-GRADIENTS = [
-    "unrolled()", "adjoint()", "truncated(last)", "first_order()", "implicit(solve)", "difference()",
-    "evolution(sigma, pairs)",
-]  # fmt: skip
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+import fmeta
+from fmeta.testing import LawError, check_learner
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.S)
 
 
 def test_the_library_example_runs_as_printed(capsys):
     """With fewer meta-steps and eager, the words unchanged otherwise."""
-    code = BLOCKS[0].replace("range(1000)", "range(3)").replace("fmeta.compile(trainer.step)", "trainer.step")
-    assert code != BLOCKS[0]
-    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 15
-    exec(code, {})
+    code = blocks(README)[0]
+    quick = code.replace("range(1000)", "range(3)").replace("fmeta.compile(trainer.step)", "trainer.step")
+    assert quick != code
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(quick, {})
     assert capsys.readouterr().out.startswith("[")
 
 
-def test_maml_as_printed_is_maml():
-    from helpers import LEARNERS, distance, regressor, vectors
-
-    scope = {"fmeta": fmeta}
-    exec(next(b for b in BLOCKS if b.startswith("def maml")), scope)
-    mine = scope["maml"](regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=3)
-    theirs = LEARNERS["maml"].learner
-    key = fmeta.key(0)
-    meta, tasks = theirs.init(key), vectors(key)
-    assert distance(fmeta.meta_grad(mine)(meta, tasks), fmeta.meta_grad(theirs)(meta, tasks)) < 1e-12
+def test_readme_is_short_and_leads_to_what_is_there():
+    assert len(README.splitlines()) <= 150
+    for place in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / place).exists(), place
 
 
-def test_every_learner_and_meta_gradient_has_a_row():
-    for name in strategies.KINDS:
-        assert f"| `{name}` |" in TEXT or name == "maml-masked"
-    for name in GRADIENTS:
-        assert f"| `{name}` |" in TEXT
+def test_the_figures_are_those_of_the_results():
+    script = ROOT / "benchmarks" / "readme.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_of_readme_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "fmeta", "--help"], capture_output=True, text=True, check=False)
+    named = {words for text in re.findall(r"`fmeta [^`]*`", README) for words in re.findall(r"fmeta [a-z]+", text)}
+    assert done.returncode == 0
+    assert len(named) == 9  # of the table
+    assert not [command for command in named if command not in done.stdout]
+
+
+def test_the_learner_of_contributing_keeps_every_law():
+    scope = {}
+    exec(blocks(CONTRIBUTING)[0], scope)
+    row = blocks(CONTRIBUTING)[1].replace("fmeta.gaussian", "gaussian")
+    learner, tasks, _ = eval(f"{{{row}}}", {**vars(sys.modules["helpers"]), **scope})["gaussian"]
+    assert tasks is labelled
+    check_learner(learner, tasks(fmeta.key(0)))
+
+
+def test_the_meta_gradient_of_contributing_is_exact_where_its_parts_are():
+    scope = {}
+    exec(blocks(CONTRIBUTING)[2], scope)
+    learner, tasks, laws = LEARNERS["maml"].learner, vectors(fmeta.key(0)), ["equals plain autograd"]
+    exec(blocks(CONTRIBUTING)[3], {"fmeta": fmeta, "learner": learner, "tasks": tasks, "mixed": scope["mixed"]})
+    wrong = scope["mixed"](fmeta.first_order(), fmeta.adjoint(), 0.5)
+    with pytest.raises(LawError, match="mixed"):
+        check_learner(learner, tasks, laws=laws, claimed={"mixed": wrong})

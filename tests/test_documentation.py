@@ -20,21 +20,20 @@ CHAPTERS = ["core", "operators", "gradients", "learners", "models", "tasks", "ex
 
 
 def public_values():
-    """Every public function and class whose docstring has examples, by where it stands."""
+    """Every public function and class whose docstring has examples, and its package."""
     found = {}
-    for package in PACKAGES:
-        module = importlib.import_module(package)
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
+    for package in map(importlib.import_module, PACKAGES):
+        for name in package.__all__:
+            value = getattr(package, name)
             if ">>>" in (inspect.getdoc(value) or "") and not inspect.ismodule(value):
-                found[f"{value.__module__}.{name}"] = value
+                found[f"{value.__module__}.{name}"] = package, value
     return found
 
 
-def run_examples(value, name):
-    """The examples of one docstring, none of whose names any other sees."""
+def run_examples(value, name, known):
+    """The examples of one docstring, none of whose names any other sees. `known` are those imported before."""
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for test in finder.find(value, name, globs={}):
+    for test in finder.find(value, name, globs=dict(known)):
         said = []
         runner.run(test, out=said.append)
         assert not runner.failures, "".join(said)
@@ -43,13 +42,13 @@ def run_examples(value, name):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_examples_of_a_chapter_run(package):
-    tries = run_examples(importlib.import_module(package), package)
+    tries = run_examples(importlib.import_module(package), package, {})
     assert tries or package.removeprefix("fmeta.") not in CHAPTERS, f"{package}: its chapter shows nothing that runs"
 
 
 def test_the_examples_of_every_public_docstring_run():
-    for name, value in public_values().items():
-        assert run_examples(value, name)
+    for name, (package, value) in public_values().items():
+        assert run_examples(value, name, {public: getattr(package, public) for public in package.__all__})
 
 
 def test_a_wrong_example_fails():
@@ -60,7 +59,7 @@ def test_a_wrong_example_fails():
         """
 
     with pytest.raises(AssertionError, match="Expected"):
-        run_examples(wrong, "wrong")
+        run_examples(wrong, "wrong", {})
 
 
 def test_the_reference_builds_without_a_warning(tmp_path):

@@ -31,7 +31,7 @@ This is MAML in short (the real one also weighs examples and draws dropout):
     >>> import fmeta
     >>> def short_maml(model, loss, *, optimizer, steps):
     ...     inner = fmeta.Inner(
-    ...         start=lambda meta, *_: meta,
+    ...         start=lambda meta, support, key: meta,
     ...         loss=lambda fast, meta, batch, at: loss(model.apply(fast, batch.x), batch.y).mean(),
     ...         optimizer=lambda meta: optimizer,
     ...         steps=steps,

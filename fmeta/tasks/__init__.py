@@ -4,7 +4,8 @@ the same tasks, and training, validation and a resumed run need nothing else.
 - Regression: `sinusoid`, and `linear`, whose meta-gradient is known in closed form (`linear_meta_grad`).
 - Classification: `episodes` (N ways, K shots) and `variable_episodes` (Meta-Dataset's ways and shots) over `ClassData`.
 - Class data: `glyphs` (characters drawn from fonts, nothing to download), `omniglot`, `mini_imagenet`, `image_folder`,
-  or arrays of your own by `class_data` and `from_labels`; `select_classes` takes some of the classes.
+  or arrays and trees of arrays of your own by `class_data` and `from_labels`. `split_classes` and `image_splits` cut
+  the classes into those for training, validation and test, `select_classes` takes some.
 - `multi_domain` mixes sources, with one left out for testing; `batches` are for pretraining, `stream` for `fmeta.mann`.
 - `sampler` makes a source of a function of one task's key. `read_images`, `load_omniglot`, `fetch` and `cache_folder`
   are below the class data.

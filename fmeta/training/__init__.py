@@ -1,11 +1,15 @@
 """Meta-training: the step, the loop around it, and what the loop keeps.
 
-- `trainer(learner, optimizer, gradient)` is a `Trainer`: `init(key) -> TrainState` and `step(state, tasks) -> (state,
-  Info)`. All of the state is tensors, so that a step can be compiled, captured and resumed.
-- `fit` is the loop: progress, validation, `metrics.jsonl`, checkpoints, early stopping, exact resume, tasks withheld
-  that are not finite, several processes (`torchrun`). Ctrl-C saves the step that was reached; resumed, state and
-  metrics end as if nothing had been. `NonFiniteError`, `SaveError` and `RanksDifferError` say why it cannot go on.
-- `save_checkpoint` and `load_checkpoint`: files that are whole or absent, with a checksum, read without pickle.
+- A `Trainer` is meta-training as a value: `init(key) -> state`, `step(state, tasks) -> (state, Info)`, and what the
+  loop needs to know of it. `trainer(learner, optimizer, gradient)` makes the one that takes a meta-gradient and
+  updates; its state is a `TrainState`. All of a state is tensors, so that a step can be compiled, captured and resumed.
+  A trainer of your own keeps what is not finite out of its state by `withhold`.
+- `fit` is the loop around a trainer: progress, validation, `metrics.jsonl`, checkpoints, early stopping, exact resume,
+  several processes (`torchrun`). `Validation`, `Saving` and `Logging` say how often, and by what. Ctrl-C saves the step
+  that was reached; resumed, state and metrics end as if nothing had been. `NonFiniteError`, `SaveError` and
+  `RanksDifferError` say why it cannot go on.
+- `save_checkpoint`, `load_checkpoint` and `load_meta`: files that are whole or absent, with a checksum, read without
+  pickle.
 - A `Logger` is any function of a step and its values; `tensorboard` is one.
 
 The step, in a loop of one's own:
@@ -22,7 +26,7 @@ The step, in a loop of one's own:
 
 The same by `fit`:
 
-    >>> state = fmeta.fit(learner, fmeta.adam(1e-2), sample, key=key, iterations=3, meta_batch=4)
+    >>> state = fmeta.fit(trainer, sample, key=key, iterations=3, meta_batch=4)
     >>> int(state.step)
     3
 """

@@ -1,7 +1,5 @@
 """What a training loop tells: means since the last time, rates, and where the time went."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

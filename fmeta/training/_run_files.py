@@ -1,7 +1,5 @@
 """The folder of a run: metrics.jsonl, the checkpoints, and where its recipe stands, by one process at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping

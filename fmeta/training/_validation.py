@@ -1,7 +1,5 @@
 """Which validation was the best, and when to stop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -38,7 +36,7 @@ class Monitor:
         self.best, self.since = math.inf, 0
 
     @staticmethod
-    def of(validation: Validation | None) -> Monitor:
+    def of(validation: Validation | None) -> "Monitor":
         if validation is None:
             return Monitor()
         if validation.every is not None:

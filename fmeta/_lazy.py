@@ -21,6 +21,8 @@ def lazily(package: str, places: Mapping[str, Sequence[str]]) -> tuple[Callable[
         if name not in place_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(place_of[name], package), name)
+        if hasattr(value, "_fields"):  # a named tuple, whose types are names that torch would be imported for
+            value.__new__.__module__ = value.__module__  # so that tools look them up where they stand
         setattr(sys.modules[package], name, value)
         return value
 

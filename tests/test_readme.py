@@ -53,7 +53,7 @@ def test_every_command_of_readme_is_a_command():
 def test_the_learner_of_contributing_keeps_every_law():
     scope = {}
     exec(blocks(CONTRIBUTING)[0], scope)
-    row = blocks(CONTRIBUTING)[1].replace("fmeta.gaussian", "gaussian")
+    row = blocks(CONTRIBUTING)[2].replace("fmeta.gaussian", "gaussian")
     learner, tasks, _ = eval(f"{{{row}}}", {**vars(sys.modules["helpers"]), **scope})["gaussian"]
     assert tasks is labelled
     check_learner(learner, tasks(fmeta.key(0)))
@@ -61,9 +61,9 @@ def test_the_learner_of_contributing_keeps_every_law():
 
 def test_the_meta_gradient_of_contributing_is_exact_where_its_parts_are():
     scope = {}
-    exec(blocks(CONTRIBUTING)[2], scope)
+    exec(blocks(CONTRIBUTING)[3], scope)
     learner, tasks, laws = LEARNERS["maml"].learner, vectors(fmeta.key(0)), ["equals plain autograd"]
-    exec(blocks(CONTRIBUTING)[3], {"fmeta": fmeta, "learner": learner, "tasks": tasks, "mixed": scope["mixed"]})
+    exec(blocks(CONTRIBUTING)[4], {"fmeta": fmeta, "learner": learner, "tasks": tasks, "mixed": scope["mixed"]})
     wrong = scope["mixed"](fmeta.first_order(), fmeta.adjoint(), 0.5)
     with pytest.raises(LawError, match="mixed"):
         check_learner(learner, tasks, laws=laws, claimed={"mixed": wrong})

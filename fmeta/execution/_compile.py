@@ -186,7 +186,7 @@ def compiler_problem() -> str | None:
         return None  # MSVC's flags are inductor's business
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
-        source.write_text("#include <Python.h>\n#include <cmath>\nint probe() { return PY_MAJOR_VERSION; }\n")
+        source.write_bytes(b"#include <Python.h>\n#include <cmath>\nint probe() { return PY_MAJOR_VERSION; }\n")
         include = sysconfig.get_paths()["include"]
         command = [compiler, "-shared", "-fPIC", "-std=c++17", f"-I{include}", str(source), "-o", f"{folder}/probe.so"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -134,7 +134,7 @@ def free_memory(device: torch.device) -> int | None:
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = 1024 * int(facts["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
@@ -145,7 +145,7 @@ def free_memory(device: torch.device) -> int | None:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
             free = min(free, limit - used)
     return max(0, free)
 
@@ -153,12 +153,13 @@ def free_memory(device: torch.device) -> int | None:
 def group_memory(group: Path) -> int | None:
     """Bytes that a group of processes may still take: what is left, and its cache of files. None without a limit."""
     try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))  # or "max"
+        names = "memory.max", "memory.current"  # the limit may be "max"
+        limit, used = (int((group / name).read_text(encoding="utf-8")) for name in names)
     except (OSError, ValueError):
         return None
     cache = 0
     with contextlib.suppress(OSError, ValueError, KeyError):
-        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        parts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         cache = int(parts["inactive_file"]) + int(parts["active_file"])
     return limit - used + cache
 

@@ -91,7 +91,7 @@ def machine(device: torch.device) -> str:
 @functools.cache
 def _processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -108,7 +108,8 @@ def _file() -> Path:
 
 def _stored() -> dict[str, Answer]:
     try:
-        return {question: answer for question, answer in json.loads(_file().read_text()).items() if answer["choice"]}
+        known = json.loads(_file().read_text(encoding="utf-8"))
+        return {question: answer for question, answer in known.items() if answer["choice"]}
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return {}  # none yet, or damaged: they are measured again
 
@@ -118,7 +119,7 @@ def _keep(new: dict[str, Answer]) -> None:
     # a cache that cannot be written costs the next process a measurement
     with _one_at_a_time("choices.json"), contextlib.suppress(OSError):
         fresh.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(_stored() | new, indent=0, sort_keys=True))
+        fresh.write_text(json.dumps(_stored() | new, indent=0, sort_keys=True), encoding="utf-8")
         fresh.replace(_file())
 
 

@@ -96,9 +96,8 @@ def fit(
     check_counts("fit", iterations=iterations, meta_batch=meta_batch)
     check_counts("Logging", every=logging.every)
     saving.check()
-    if run_dir is None and (resume or recipe is not None):
-        asked = "resume=True): no run to go on with" if resume else f"recipe={recipe!r}): nowhere to keep it"
-        raise InputError(f"fit({asked}; expected run_dir, the folder of {'one' if resume else 'the run'}")
+    if run_dir is None:
+        _check_needs_no_folder(resume, recipe)
     judged = validate if isinstance(validate, Validation) or validate is None else Validation(validate)
     ranks, run, best = Ranks.present(), plan(scope), Monitor.of(judged)
     check_bare(chosen, ranks)
@@ -147,6 +146,13 @@ def fit(
                 files.save(state._replace(bad=torch.full_like(state.bad, -1)), again=False, **kept)
             raise
     return state
+
+
+def _check_needs_no_folder(resume: bool, recipe: str | None) -> None:
+    if resume:
+        raise InputError("fit(resume=True): no run to go on with; expected run_dir, the folder of one")
+    if recipe is not None:
+        raise InputError(f"fit(recipe={recipe!r}): nowhere to keep it; expected run_dir, the folder of the run")
 
 
 def _chosen(what: tuple[Any, ...], gradient: Any) -> tuple[Trainer, dict[int, Sample]]:

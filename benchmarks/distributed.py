@@ -28,6 +28,7 @@ from _report import write
 
 import fmeta
 from fmeta.core import fold, key, uniform
+from fmeta.execution._compile import plan
 from fmeta.models import conv4
 from fmeta.tasks import class_data, episodes
 from fmeta.training._batches import Batches
@@ -49,7 +50,7 @@ def measure(tasks, steps, dtype):
     """Seconds of each step of this process, those of the all-reduce alone, and the parameters it ends with."""
     torch.set_num_threads(1)
     learner, sample = work(dtype)
-    ranks, run = Ranks.present(), fmeta.execution.plan("none")
+    ranks, run = Ranks.present(), plan("none")
     batches = Batches({0: sample}, fold(key(0), 1), tasks, 0, ranks.part(tasks))
     trainer = fmeta.trainer(learner, fmeta.adam(1e-3))
     made, state = Steps(trainer, run, ranks, tasks, batches), trainer.init(key(0))

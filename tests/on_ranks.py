@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from helpers import grouped
+from own_trainers import WAVES, collecting, remembering
 
 import fmeta
 from fmeta.core import key
@@ -30,6 +31,13 @@ def train(*, bad_tasks=(), **options):
 
     given = {"key": key(3), "iterations": 6, "meta_batch": 5, "log_every": 2, "save_every": 3} | options
     return fmeta.fit(learner, fmeta.adam(0.01), sample, **grouped(**given))
+
+
+OWN = {"memory": remembering, "host": collecting}
+
+
+def own(trainer):
+    return fmeta.fit(trainer, WAVES, key=key(3), iterations=4, meta_batch=5, logging=fmeta.Logging(2))
 
 
 def _error(prediction, y):
@@ -59,6 +67,8 @@ def main(folder):
             train(log_every=2 + rank)
         except fmeta.InputError as error:
             result["other call"] = str(error)
+        for name, made in OWN.items():
+            result[name] = tree_leaves(own(made()))
         result["differ"] = _differing(rank)
         try:
             train(run_dir=folder / "ranks")

@@ -3,13 +3,13 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
+from fmeta._version import __version__
 from fmeta.core import InputError
 from fmeta.core._checks import check_counts
 from fmeta.operators._choices import choices, prefer
@@ -109,7 +109,7 @@ class RunFiles:
         path = self.folder.parent / "recipe.json"
         if path.exists():
             return
-        stored = {"format": _FORMAT, "fmeta": version("fmeta"), "torch": str(torch.__version__)}
+        stored = {"format": _FORMAT, "fmeta": __version__, "torch": str(torch.__version__)}
         with self._writing("recipe.json"):
             write_whole(path, json.dumps({**stored, "recipe": {"object": where}}, indent=1) + "\n")
 

@@ -138,9 +138,10 @@ def trainer(
 def withhold(state: S, moved: S, seen: Tree) -> S:
     """`moved`, where every number in `seen` is finite and no step before was withheld; else `state`, which then says in
     `bad` at which step. On the device, without a synchronisation."""
-    finite = torch.stack([leaf.isfinite().all() for leaf in tree.tree_leaves(seen)]).all()
-    stopped = state._replace(bad=torch.where(state.bad < 0, state.step, state.bad))
-    return tree.where(finite & (state.bad < 0), moved, stopped)
+    going = state.bad < 0
+    stopped = state._replace(bad=torch.where(going, state.step, state.bad))
+    good = torch.stack([going, *(leaf.isfinite().all() for leaf in tree.tree_leaves(seen))]).all()
+    return tree.where(good, moved, stopped)
 
 
 def phases_of(

@@ -16,6 +16,7 @@ from fmeta.core import fold
 from fmeta.core.tree import tree_leaves
 from fmeta.execution import CompileWarning, RetraceWarning
 from fmeta.execution._announce import announce_compilation
+from fmeta.execution._compile import plan
 
 KEY = fmeta.key(4)
 GRADIENTS = {
@@ -130,7 +131,7 @@ def test_training_compiled_by_inductor_equals_eager(scope, gradient):
 
 
 def test_an_eager_function_is_its_own_stage():
-    run = fmeta.execution.plan("none")
+    run = plan("none")
     assert run.stage(test_an_eager_function_is_its_own_stage) is test_an_eager_function_is_its_own_stage
     assert run.whole(train) is train
 
@@ -148,9 +149,9 @@ def run_with_compiler(tmp_path, script, cxx):
 
 SCRIPT = """
 import fmeta, torch
+from fmeta.execution._compile import compiler_problem, plan
 f = fmeta.compile(lambda x: x + 1)
-print(f(torch.ones(1)).item(), fmeta.execution.plan("none").scope)
-from fmeta.execution._compile import compiler_problem
+print(f(torch.ones(1)).item(), plan("none").scope)
 print(compiler_problem())
 """
 
@@ -286,10 +287,10 @@ def compile_once(backend="aot_eager"):
     fmeta.compile(lambda x: x.sin(), backend=backend)(torch.ones(3))
 
 
-@pytest.fixture
-def no_logging(monkeypatch):
-    """Nobody has set up logging: pytest's own handlers are out of the way."""
+def set_up_logging(monkeypatch, *handlers):
+    """These and no others, pytest's own neither."""
     monkeypatch.setattr(logging.getLogger("fmeta"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("fmeta"), "handlers", list(handlers))
 
 
 def test_compiling_is_said_to_the_logger(caplog, capsys):
@@ -300,15 +301,16 @@ def test_compiling_is_said_to_the_logger(caplog, capsys):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_where_no_logging_is_set_up_compiling_is_said_to_a_terminal(no_logging, monkeypatch, capsys, terminal):
+def test_where_no_logging_is_set_up_compiling_is_said_to_a_terminal(monkeypatch, capsys, terminal):
+    set_up_logging(monkeypatch)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     compile_once()
     assert capsys.readouterr().err == ("fmeta: compiling <lambda>\n" if terminal else "")
 
 
-def test_who_has_set_up_logging_is_not_spoken_to_beside_it(no_logging, monkeypatch, capsys):
+def test_who_has_set_up_logging_is_not_spoken_to_beside_it(monkeypatch, capsys):
+    set_up_logging(monkeypatch, logging.NullHandler())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(logging.getLogger("fmeta"), "handlers", [logging.NullHandler()])
     compile_once()
     assert capsys.readouterr().err == ""
 

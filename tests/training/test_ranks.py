@@ -87,6 +87,14 @@ def test_skipped_tasks_are_left_out_of_the_mean_over_ranks(two, bad_tasks):
     assert silent == []
 
 
+@pytest.mark.parametrize("name", on_ranks.OWN)
+def test_trainers_with_a_memory_or_tasks_of_their_own_end_where_one_process_ends(two, name):
+    """The memory sees all tasks on every rank, and is the same on all."""
+    found = [result[name] for result in two[1]]
+    assert_close(found[0], tree_leaves(on_ranks.own(on_ranks.OWN[name]())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_early_stopping_is_decided_for_all(two):
     assert [result["stopped"] for result in two[1]] == [8, 8]
 

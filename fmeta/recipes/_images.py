@@ -23,7 +23,7 @@ class Photographs(Pictures):
     query: int = 5
 
     defaults: ClassVar[dict[str, Any]] = {
-        "learner": "protonet", "inner_lr": 0.1, "inner_steps": 5, "meta_batch": 4, "iterations": 10_000,
+        "learner": "protonet", "inner_lr": 0.1, "inner_steps": 5, "meta_batch": 4, "iterations": 2_000,
         "log_every": 50, "save_every": 500, "eval_tasks": 600, "eval_steps": (0, 1, 5, 10), "compile": "none",
     }  # fmt: skip
 

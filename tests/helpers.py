@@ -118,6 +118,54 @@ def beside(outputs):
 PADDING = ("padding changes nothing",)  # broken where dropout draws for all examples, or batch norm sees all
 
 
+def anil(model, **settings):
+    return fmeta.anil(model, fmeta.cross_entropy, optimizer=fmeta.momentum(0.3), steps=3, **settings)
+
+
+def encoded(noisy=False):
+    """An encoder with a head, for ANIL."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Dropout(0.3 * noisy), torch.nn.Linear(6, 5)]
+    encoder = fmeta.from_module(torch.nn.Sequential(*layers).double())
+    return fmeta.models.with_head(encoder, 3, features=5, head="linear" if noisy else "cosine")
+
+
+def small_conv4(**settings):
+    return fmeta.models.conv4(3, width=4, size=16, activation=torch.tanh, dtype=F64, **settings)
+
+
+def pictures(key):
+    return labelled(key, tasks=2, shots=1, query=1, shape=(1, 16, 16))
+
+
+def proximal_head():
+    """A head held near the meta-learned one, on features computed once: strongly convex whatever the trunk."""
+    trunk = fmeta.models.mlp([2, 8, 5], torch.tanh, F64)
+
+    def init(key):
+        return {"trunk": trunk.init(key), "head": normal(fold(key, "head"), (5,), F64)}
+
+    def prepare(meta, support, key):
+        return support._replace(x=trunk.apply(meta["trunk"], support.x))
+
+    def loss(fast, meta, batch, at):
+        error = weighted_mean(fmeta.mse((batch.x @ fast)[:, None], batch.y), batch.weight)
+        return error + 0.5 * ((fast - meta["head"]) ** 2).sum()
+
+    def predict(fast, meta, x):
+        return (trunk.apply(meta["trunk"], x) @ fast)[:, None]
+
+    inner = fmeta.Inner(
+        lambda meta, support, key: meta["head"],
+        loss,
+        lambda meta: fmeta.sgd(0.2),
+        3,
+        strongly_convex=True,
+        prepare=prepare,
+    )
+    return fmeta.gradient_based("proximal_head", init, inner, predict, fmeta.mse, None, fmeta.implicit())
+
+
 def with_dropout():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
@@ -193,6 +241,11 @@ def learners():
         ),
         "meta_sgd": Row(fmeta.meta_sgd(net, fmeta.mse, lr=0.1, steps=2), vectors),
         "anil": Row(fmeta.anil(net, fmeta.mse, optimizer=sgd, steps=3), vectors),
+        "anil-encoder": Row(anil(encoded()), labelled),
+        "anil-dropout": Row(anil(encoded(noisy=True)), labelled, PADDING),
+        "anil-conv4": Row(anil(small_conv4()), pictures, PADDING),
+        "anil-in-context": Row(fmeta.in_context(anil(small_conv4(norm="support"))), pictures),
+        "proximal_head": Row(proximal_head(), vectors),
         "maml-rmsprop-masked": Row(
             fmeta.maml(net, fmeta.mse, optimizer=fmeta.masked(fmeta.rmsprop(0.02, eps=1e-2), "!hidden1.*"), steps=3),
             vectors,

@@ -67,6 +67,7 @@ from fmeta.core._types import (
     Optimizer,
     Output,
     PartialSampler,
+    Parts,
     Stage,
     Staged,
     Task,
@@ -78,7 +79,7 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
-    "Optimizer", "Output", "PartialSampler", "Precision", "Solver", "Stage", "Staged", "Task", "Tree",
+    "Optimizer", "Output", "PartialSampler", "Parts", "Precision", "Solver", "Stage", "Staged", "Task", "Tree",
     "WeighingSteps", "accuracy", "adam", "adamw", "cg", "chain", "choice", "clip_by_global_norm", "cosine_decay",
     "cross_entropy", "direct", "eager", "fold", "key", "linear_decay", "loss_weights_of", "masked", "momentum",
     "mse", "neumann", "normal", "per_step", "permutation", "randint", "rmsprop", "sgd", "split", "step_decay",

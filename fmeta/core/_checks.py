@@ -101,6 +101,29 @@ def check_support(call: str, support: Examples) -> None:
         raise InputError(f"{call}: the task has no support set; expected one to adapt to")
 
 
+def check_prepared(support: Examples, prepared: Any) -> None:
+    """What `Inner.prepare` gives differs from the support set in what its `x` is, and in nothing else."""
+    if not isinstance(prepared, Examples):
+        raise InputError(
+            f"Inner.prepare: gave a {type(prepared).__name__}; expected Examples; use support._replace(x=…)"
+        )
+    for name, *both in (("y", support.y, prepared.y), ("weight", support.weight, prepared.weight)):
+        before, after = map(tree_leaves, both)
+        if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+            raise InputError(
+                f"Inner.prepare: gave another {name}; expected the support set's own, because only x is prepared; use "
+                "support._replace(x=…)"
+            )
+    count = tree_leaves(support.x)[0].shape[0]
+    for name, leaf in named_leaves(prepared.x).items():
+        if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != count:
+            came = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise InputError(
+                f"Inner.prepare: gave x{'.' if name else ''}{name} {came} for {count} support examples; expected "
+                f"[{count}, …], the example axis first"
+            )
+
+
 def check_meta(call: str, meta: Tree) -> None:
     """Meta-parameters are floating tensors that do not require grad. There may be none: all frozen."""
     for path, leaf in named_leaves(meta).items():

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.func import grad
 
 from fmeta.core import tree
-from fmeta.core._checks import InputError, check_support
+from fmeta.core._checks import InputError, check_prepared, check_support
 from fmeta.core._random import fold
-from fmeta.core._types import At, Examples, Inner, Tree
+from fmeta.core._types import At, Examples, Inner, Tree, as_it_is
 
 
 def at_step(index: Tensor, task_key: Tree) -> At:
@@ -19,9 +19,18 @@ def at_step(index: Tensor, task_key: Tree) -> At:
     return At(index, fold(task_key, index) if isinstance(task_key, Tensor) else (), task_key)
 
 
-def begin(inner: Inner, meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
-    """The fast weights and the optimizer's state before the first step."""
+def prepare(inner: Inner, meta: Tree, support: Examples, key: Tree) -> Examples:
+    """What the inner loop sees in place of the support set."""
     check_support("inner loop", support)
+    if inner.prepare is as_it_is:
+        return support
+    prepared = inner.prepare(meta, support, key)
+    check_prepared(support, prepared)
+    return prepared
+
+
+def begin(inner: Inner, meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
+    """The fast weights and the optimizer's state before the first step, for a support set that is prepared."""
     fast = inner.start(meta, support, key)
     return fast, inner.optimizer(meta).init(fast)
 
@@ -44,6 +53,7 @@ def advance(inner: Inner, fast: Tree, state: Tree, meta: Tree, support: Examples
 
 def walk(inner: Inner, meta: Tree, support: Examples, key: Tree, steps: int) -> Iterator[Tree]:
     """The fast weights of one task before step 0, after it, after step 1 …: `steps + 1` trees, none of them kept."""
+    support = prepare(inner, meta, support, key)
     fast, state = begin(inner, meta, support, key)
     yield fast
     for k in range(steps):

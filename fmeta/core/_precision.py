@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -58,12 +59,20 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
     def apply(params: Tree, x: Tree) -> Tree:
         return back(model.apply(lower(params), lower(x)), params, x)
 
-    noisy = model.noisy
-    if noisy is None:
-        return model._replace(apply=apply)
-    return model._replace(
-        apply=apply, noisy=lambda params, x, key: back(noisy(lower(params), lower(x), key), params, x)
-    )
+    def with_noise(noisy: Callable[[Tree, Tree, Tensor], Tree] | None) -> Callable[[Tree, Tree, Tensor], Tree] | None:
+        if noisy is None:
+            return None
+        return lambda params, x, key: back(noisy(lower(params), lower(x), key), params, x)
+
+    parts = model.parts
+    if parts is not None:
+        trunk, head = parts.trunk, parts.head
+        parts = parts._replace(
+            trunk=lambda params, x: back(trunk(lower(params), lower(x)), params, x),
+            head=lambda params, x: back(head(lower(params), lower(x)), params, x),
+            noisy=with_noise(parts.noisy),
+        )
+    return model._replace(apply=apply, noisy=with_noise(model.noisy), parts=parts)
 
 
 def _floating(value: object) -> bool:

@@ -50,6 +50,18 @@ class At(NamedTuple):
     task_key: Tree  # what all steps of this adaptation share
 
 
+class Parts(NamedTuple):
+    """Where a network's trunk ends and its head begins: `head(params, trunk(params, x))` is `apply(params, x)`.
+
+    Both take all the parameters; the trunk uses none of the head's. The head draws no noise.
+    """
+
+    trunk: Callable[[Tree, Tree], Tree]  # params, x -> features, leaves [example, ...]
+    head: Callable[[Tree, Tree], Tree]  # params, features -> prediction
+    pattern: str  # the names of the head's parameters: whole ones, or what they begin with and a star (`head.*`)
+    noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> features; as `Model.noisy`
+
+
 class Model(NamedTuple):
     """A network as pure functions over its parameters."""
 
@@ -57,6 +69,7 @@ class Model(NamedTuple):
     apply: Callable[[Tree, Tree], Tree]  # params, x [example, ...] -> prediction [example, ...]
     noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> prediction; what dropout trains with
     calibrate: Callable[[Tree, Tree], Tree] | None = None  # params, x -> params with x's statistics for frozen norms
+    parts: Parts | None = None  # None: one piece
 
 
 class Optimizer(NamedTuple):
@@ -79,8 +92,18 @@ def everything(support: Examples, at: At) -> Examples:
     return support
 
 
+def as_it_is(meta: Tree, support: Examples, key: Tree) -> Examples:
+    """The default `Inner.prepare`: the support set itself."""
+    return support
+
+
 class Inner(NamedTuple):
-    """The problem ONE task solves by gradient descent. Meta-parameters may enter anywhere."""
+    """The problem ONE task solves by gradient descent. Meta-parameters may enter anywhere.
+
+    `prepare` is what a task computes once and every step uses, such as the features of a trunk that does not adapt.
+    Every meta-gradient computes and differentiates it once for each task; `start` and `batch` see what it gives, which
+    has another `x` and the support set's own y, weight and example axis. Left alone it costs nothing.
+    """
 
     start: Callable[[Tree, Examples, Tree], Tree]  # meta, support, the task's key or () -> fast
     loss: Callable[[Tree, Tree, Examples, At], Tensor]  # fast, meta, batch, at -> []
@@ -88,6 +111,7 @@ class Inner(NamedTuple):
     steps: int
     batch: Callable[[Examples, At], Examples] = everything  # support, at -> the examples of this step
     strongly_convex: bool = False  # in fast, near where descent ends: what `implicit` needs, and cannot see for itself
+    prepare: Callable[[Tree, Examples, Tree], Examples] = as_it_is  # meta, support, the task's key or () -> support
 
 
 class MetaGradient(Protocol):

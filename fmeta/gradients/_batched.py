@@ -16,12 +16,13 @@ from torch.func import vjp
 from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
 from fmeta.core._inner import at_step
-from fmeta.core._types import Examples, Info, Inner, Learner, Task, Tree
+from fmeta.core._types import Examples, Info, Inner, Learner, Task, Tree, as_it_is
 from fmeta.operators._over_tasks import over_tasks
 
 
 class Batched(NamedTuple):
-    begin: Callable[[Tree, Examples, Tree], tuple[Tree, Tree]]  # meta, support, keys -> fast, state
+    prepare: Callable[[Tree, Examples, Tree], Examples]  # meta, support, keys -> what the steps see in its place
+    begin: Callable[[Tree, Examples, Tree], tuple[Tree, Tree]]  # meta, prepared support, keys -> fast, state
     slope: Callable[[Tree, Tree, Task, Tensor], Tree]  # fast, meta, tasks, index -> the inner gradient
     move: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]  # grads, fast, state, meta -> fast, state
     judge: Callable[[Tree, Tree, Examples], tuple[Tensor, Info]]  # fast, meta, query -> mean loss, info
@@ -29,6 +30,11 @@ class Batched(NamedTuple):
 
 def batched(learner: Learner, inner: Inner) -> Batched:
     """The functions of one task, over a batch of them."""
+
+    def prepare(meta: Tree, support: Examples, key: Tree) -> Examples:
+        if inner.prepare is as_it_is:
+            return support
+        return over_tasks(lambda m, s, k: _inner.prepare(inner, m, s, k))(meta, support, key)
 
     def begin(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
         return over_tasks(lambda m, s, k: _inner.begin(inner, m, s, k))(meta, support, key)
@@ -48,7 +54,7 @@ def batched(learner: Learner, inner: Inner) -> Batched:
         losses, metrics = over_tasks(learner.loss, shared=(1,))(fast, meta, query)
         return losses.mean(), Info(losses.mean(), losses, metrics)
 
-    return Batched(begin, slope, move, judge)
+    return Batched(prepare, begin, slope, move, judge)
 
 
 def inner_of(learner: Learner, name: str) -> Inner:
@@ -65,6 +71,21 @@ def indices(steps: int, tasks: Task) -> list[Tensor]:
     """The index of each inner step, as tensors, so that one compiled step serves all."""
     device = tree.tree_leaves(tasks)[0].device
     return [torch.full((), k, dtype=torch.int64, device=device) for k in range(steps)]
+
+
+def made(inner: Inner, support: Examples) -> Tree:
+    """What `prepare` made of the inputs; `()` where it makes nothing."""
+    return () if inner.prepare is as_it_is else support.x
+
+
+def seeing(tasks: Task, x: Tree) -> Task:
+    """The tasks as the inner steps see them, given what was `made`."""
+    return tasks._replace(support=tasks.support._replace(x=x)) if tree.tree_leaves(x) else tasks
+
+
+def floating(x: Tree) -> dict[str, Tensor]:
+    """The leaves that have a derivative, by name."""
+    return {name: leaf for name, leaf in tree.named_leaves(x).items() if leaf.is_floating_point()}
 
 
 def pull_back(function: Callable[..., Tree], d: Tree, *at: Tree) -> tuple[Tree, ...]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp
+from torch.func import grad, grad_and_value
 
 from fmeta.core import _inner, tree
 from fmeta.core._checks import InputError
 from fmeta.core._inner import at_step
 from fmeta.core._solve import Solver, cg, direct, neumann, residual
 from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
-from fmeta.gradients._batched import batched, indices, inner_of, plain
+from fmeta.gradients._batched import batched, indices, inner_of, made, plain, pull_back, seeing
 from fmeta.operators._over_tasks import over_tasks
 
 
@@ -69,12 +69,13 @@ class _Implicit(WeighingSteps):
 
 
 def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, tolerance: float) -> GradFn:
-    begin, slope, move, judge = batched(learner, inner)
+    prepare, begin, slope, move, judge = batched(learner, inner)
     warned, calls = False, 0
 
     @stage
-    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
-        return plain(begin(meta, support, key))
+    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree, Tree]:
+        support = prepare(meta, support, key)
+        return plain((*begin(meta, support, key), made(inner, support)))
 
     @stage
     def advance(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Tree]:
@@ -101,15 +102,20 @@ def _implicit(learner: Learner, inner: Inner, stage: Stage, solve: Solver, toler
 
     @stage
     def cross(fast: Tree, meta: Tree, tasks: Task, index: Tensor, v: Tree) -> Tree:
-        return vjp(lambda m: slope(fast, m, tasks, index), meta)[1](v)[0]
+        def gradient(m: Tree) -> Tree:
+            support = prepare(m, tasks.support, tasks.key)
+            return slope(fast, m, tasks._replace(support=support), index)
+
+        return pull_back(gradient, v, meta)[0]
 
     def implicit_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         *steps, end = indices(inner.steps + 1, tasks)
-        fast, state = start(meta, tasks.support, tasks.key)
+        fast, state, x = start(meta, tasks.support, tasks.key)
+        seen = seeing(tasks, x)
         for index in steps:
-            fast, state = advance(fast, state, meta, tasks, index)
+            fast, state = advance(fast, state, meta, seen, index)
         d_fast, d_meta, info = finish(fast, meta, tasks.query)
-        v, residuals, slopes = invert(fast, meta, tasks, end, d_fast)
+        v, residuals, slopes = invert(fast, meta, seen, end, d_fast)
         warn(residuals)
         d_meta = tree.sub(d_meta, cross(fast, meta, tasks, end, v))
         found = {"residual": residuals, "inner_gradient": slopes}

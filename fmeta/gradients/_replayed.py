@@ -7,7 +7,9 @@ With states sₖ = (fastₖ, optimizer stateₖ) and sₖ₊₁ = Φₖ(sₖ, me
 The states are kept on the way out; on the way back each Φₖ is recomputed alone and pulled back, so memory holds the
 trajectory of parameters and the activations of ONE step (Maclaurin et al. 2015, https://arxiv.org/abs/1502.03492;
 Kemaev et al. 2025, https://arxiv.org/abs/2505.00793). Where the inner gradient counts as a constant, its value from
-the way out is kept and nothing is recomputed. A loss after step k adds its weight times ∂loss/∂sₖ to λₖ.
+the way out is kept and nothing is recomputed. A loss after step k adds its weight times ∂loss/∂sₖ to λₖ. What
+`Inner.prepare` made is a part of s₀ that no step changes: its cotangents are summed over the steps and pulled back
+with λ₀.
 """
 
 from __future__ import annotations
@@ -23,7 +25,18 @@ from torch.func import grad_and_value
 from fmeta.core import tree
 from fmeta.core._checks import InputError
 from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
-from fmeta.gradients._batched import as_weights, batched, indices, inner_of, plain, pull_back, step_weights
+from fmeta.gradients._batched import (
+    as_weights,
+    batched,
+    floating,
+    indices,
+    inner_of,
+    made,
+    plain,
+    pull_back,
+    seeing,
+    step_weights,
+)
 
 
 def adjoint(loss_weights: Sequence[float] | None = None) -> MetaGradient:
@@ -77,11 +90,15 @@ class _Replayed(WeighingSteps):
 
 
 def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, loss_weights: tuple[float, ...]) -> GradFn:
-    begin, slope, move, judge = batched(learner, inner)
+    prepare, begin, slope, move, judge = batched(learner, inner)
+
+    def opening(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree, Tree]:
+        support = prepare(meta, support, key)
+        return *begin(meta, support, key), made(inner, support)
 
     @stage
-    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree]:
-        return plain(begin(meta, support, key))
+    def start(meta: Tree, support: Examples, key: Tree) -> tuple[Tree, Tree, Tree]:
+        return plain(opening(meta, support, key))
 
     @stage
     def advance(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor) -> tuple[Tree, Tree]:
@@ -103,10 +120,12 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
 
     @stage
     def pull(fast: Tree, state: Tree, meta: Tree, tasks: Task, index: Tensor, d: Tree) -> Tree:
-        def step(f: Tree, s: Tree, m: Tree) -> tuple[Tree, Tree]:
-            return move(slope(f, m, tasks, index), f, s, m)
+        x = made(inner, tasks.support)
 
-        return plain(pull_back(step, d, fast, state, meta))
+        def step(f: Tree, s: Tree, m: Tree, features: dict[str, Tensor]) -> tuple[Tree, Tree]:
+            return move(slope(f, m, seeing(tasks, tree.replace_leaves(x, features)), index), f, s, m)
+
+        return plain(pull_back(step, d, fast, state, meta, floating(x)))
 
     @stage
     def pull_constant(grads: Tree, fast: Tree, state: Tree, meta: Tree, d: Tree) -> Tree:
@@ -114,13 +133,19 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
 
     @stage
     def close(meta: Tree, support: Examples, key: Tree, d: Tree) -> Tree:
-        return pull_back(lambda m: begin(m, support, key), d, meta)[0]
+        def opened(m: Tree) -> tuple[Tree, Tree, dict[str, Tensor]]:
+            fast, state, x = opening(m, support, key)
+            return fast, state, floating(x)
+
+        return pull_back(opened, d, meta)[0]
 
     def replayed_grads(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         steps = indices(inner.steps, tasks)
         # of one element, because the compiler takes scalars of float64 for constants first and starts again
         weights = [torch.full_like(steps[0][None], w, dtype=torch.float64) for w in loss_weights]
-        fast, state = start(meta, tasks.support, tasks.key)
+        support = tasks.support
+        fast, state, x = start(meta, support, tasks.key)
+        tasks = seeing(tasks, x)
         trail: list[Any] = []
         for index in steps:
             if len(trail) < exact_from:
@@ -132,16 +157,18 @@ def _replayed(learner: Learner, inner: Inner, stage: Stage, exact_from: int, los
                 fast, state = advance(fast, state, meta, tasks, index)
         d_fast, d_meta, info = finish(fast, meta, tasks.query, weights[-1])
         d: Any = d_fast, tree.zeros_like(state)
+        d_features = tree.zeros_like(floating(x))
         for index in reversed(steps):
             step = trail.pop()
             if len(trail) < exact_from:
                 *d, more = pull_constant(*step, meta, tuple(d))
             else:
-                *d, more = pull(*step, meta, tasks, index, tuple(d))
+                *d, more, of_step = pull(*step, meta, tasks, index, tuple(d))
+                d_features = tree.add(d_features, of_step)
             d_meta = tree.add(d_meta, more)
             if trail and loss_weights[len(trail) - 1]:
                 d_fast, more, _ = finish(step[-2], meta, tasks.query, weights[len(trail) - 1])
                 d, d_meta = (tree.add(d[0], d_fast), d[1]), tree.add(d_meta, more)
-        return tree.add(d_meta, close(meta, tasks.support, tasks.key, tuple(d))), info
+        return tree.add(d_meta, close(meta, support, tasks.key, (*d, d_features))), info
 
     return replayed_grads

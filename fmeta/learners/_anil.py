@@ -19,6 +19,11 @@ def anil(
 ) -> Learner:
     """Almost no inner loop (Raghu et al. 2020, https://arxiv.org/abs/1909.09157): only the head adapts.
 
+    A network that says where its trunk ends (`Model.parts`: `with_head`, `conv4`, `resnet12`, `mlp` …) encodes the
+    support set once for each task, and the inner steps run on its features, where `adapt` names the head's parameters
+    and no others: the same learner at a third of the operations for 5 steps of Conv4. Dropout in the trunk is then
+    drawn once for each adaptation, not anew in every step.
+
     Args:
         model: the network; `meta` is all its parameters, `fast` a dict of the adapted ones by name.
         loss: `(prediction, y) -> [example]` (or a mean).

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import tree
-from fmeta.core._types import At, Examples, InContext, Inner, Learner, Optimizer, Tree
+from fmeta.core._types import At, Examples, InContext, Inner, Learner, Optimizer, Tree, as_it_is
 from fmeta.learners._parts import with_inner
 
 
@@ -14,6 +14,13 @@ class InContextFast(NamedTuple):
     fast: Tree
     support: Tree
     weight: Tree
+
+
+class Prepared(NamedTuple):
+    """What the learner prepared of the inputs, and the inputs, which the query will be seen beside."""
+
+    x: Tree
+    support: Tree
 
 
 def in_context(learner: Learner) -> Learner:
@@ -44,10 +51,19 @@ def in_context(learner: Learner) -> Learner:
         return learner._replace(adapt=adapt, predict=predict, loss=loss)
     own = learner.inner
 
+    def prepare(meta: Tree, support: Examples, key: Tree) -> Examples:
+        return support._replace(x=Prepared(own.prepare(meta, within(support), key).x, support.x))
+
     def start(meta: Tree, support: Examples, key: Tree) -> InContextFast:
-        return InContextFast(own.start(meta, within(support), key), support.x, support.weight)
+        if isinstance(support.x, Prepared):
+            seen, x = support._replace(x=support.x.x), support.x.support
+        else:
+            seen, x = within(support), support.x
+        return InContextFast(own.start(meta, seen, key), x, support.weight)
 
     def inner_loss(fast: InContextFast, meta: Tree, batch: Examples, at: At) -> Tensor:
+        if isinstance(batch.x, Prepared):
+            return own.loss(fast.fast, meta, batch._replace(x=batch.x.x), at)
         support, weight = tree.tree_map(torch.Tensor.detach, (fast.support, fast.weight))
         return own.loss(fast.fast, meta, beside(batch, support, weight), at)
 
@@ -61,5 +77,12 @@ def in_context(learner: Learner) -> Learner:
         return Optimizer(lambda params: chosen.init(params.fast), update)
 
     # what is carried along has no optimum, which `implicit` would need
-    inner = Inner(start, inner_loss, optimizer, own.steps, own.batch)
+    inner = Inner(
+        start,
+        inner_loss,
+        optimizer,
+        own.steps,
+        own.batch,
+        prepare=as_it_is if own.prepare is as_it_is else prepare,
+    )
     return with_inner(learner._replace(predict=predict, loss=loss), inner)

@@ -10,7 +10,8 @@ from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, check_model, check_optimizer, check_pattern, check_support
 from fmeta.core._inner import descend
 from fmeta.core._losses import cross_entropy, weighted_mean
-from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Output, Tree
+from fmeta.core._random import fold
+from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Output, Tree, as_it_is
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_query
 
@@ -103,23 +104,46 @@ def adapt_part(
     gradient: MetaGradient,
     metrics: Metrics | None,
 ) -> Learner:
-    """A learner whose meta is all the model's parameters, of which those that match adapt: `fast`, a dict by name."""
+    """A learner whose meta is all the model's parameters, of which those that match adapt: `fast`, a dict by name.
+
+    Where these are the head's, the inner steps run on the trunk's features, computed once.
+    """
     check_model(name, model)
     check_optimizer(name, optimizer)
+    parts = model.parts if only_the_head(model, pattern) else None
 
     def start(meta: Tree, support: Examples, key: Tree) -> Tree:
         check_pattern(name, meta, pattern)
         return tree.select_leaves(meta, pattern)
 
     def inner_loss(fast: Tree, meta: Tree, batch: Examples, at: At) -> Tensor:
-        prediction = forward(model, tree.replace_leaves(meta, fast), batch.x, at.key)
+        params = tree.replace_leaves(meta, fast)
+        prediction = forward(model, params, batch.x, at.key) if parts is None else parts.head(params, batch.x)
         return weighted_mean(loss(prediction, batch.y), batch.weight, name)
+
+    def features(meta: Tree, support: Examples, key: Tree) -> Examples:
+        assert parts is not None
+        if parts.noisy is not None and isinstance(key, Tensor):
+            return support._replace(x=parts.noisy(meta, support.x, fold(key, "features")))
+        return support._replace(x=parts.trunk(meta, support.x))
 
     def predict(fast: Tree, meta: Tree, x: Tree) -> Tree:
         return model.apply(tree.replace_leaves(meta, fast), x)
 
-    inner = Inner(start, inner_loss, lambda meta: optimizer, steps)
+    prepare = as_it_is if parts is None else features
+    inner = Inner(start, inner_loss, lambda meta: optimizer, steps, prepare=prepare)
     return gradient_based(name, model.init, inner, predict, loss, metrics, gradient)
+
+
+def only_the_head(model: Model, pattern: str) -> bool:
+    """Whether only parameters of the head match, which a pattern tells when it matches the head's as a name would.
+
+    And whether its trunk alone stands for what dropout does to the whole network.
+    """
+    parts = model.parts
+    if parts is None or pattern.startswith("!") or (model.noisy is not None and parts.noisy is None):
+        return False
+    return all(tree.matching((each.strip(),), parts.pattern) for each in pattern.split(","))
 
 
 def with_inner(learner: Learner, inner: Inner) -> Learner:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Model, fold
-from fmeta.models._layers import Params, avg_pool2x2, check_image, conv3x3, init_layer, linear
+from fmeta.models._layers import (
+    Params,
+    avg_pool2x2,
+    check_image,
+    conv3x3,
+    init_layer,
+    linear,
+    with_linear_head,
+)
 from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize, normalize_pooled
 from fmeta.operators._pool import max_pool2x2
 
@@ -70,7 +78,7 @@ def conv4(
             params |= init_norm(fold(key, 10 + i), f"norm{i}", width, dtype, norm, film)
         return params if ways is None else params | init_layer(fold(key, 5), "head", (ways, features), dtype)
 
-    def apply(params: Params, x: Tensor, how: Normalising) -> Tensor:
+    def encode(params: Params, x: Tensor, how: Normalising) -> Tensor:
         check_image("conv4", x, channels, size)
         early = form == "pool" and pool == "max" and activation in _MONOTONE
         bias, stride = how.policy not in ("batch", "frozen"), 2 if form == "stride" else 1
@@ -82,10 +90,9 @@ def conv4(
             x = activation(normalize(params, f"norm{i}", x, how))
             if form == "pool":
                 x = _POOLS[pool](x)
-        x = x.mean((-2, -1)) if form == "stride" else x.flatten(1)
-        return x if ways is None else linear(params, "head", x)
+        return x.mean((-2, -1)) if form == "stride" else x.flatten(1)
 
-    return normalising("conv4", init, apply, norm, film)
+    return normalising("conv4", init, encode, ways is not None, norm, film)
 
 
 def conv2(
@@ -117,11 +124,10 @@ def conv2(
             params |= init_layer(fold(key, i), name, shape, dtype)
         return params
 
-    def apply(params: Params, x: Tensor) -> Tensor:
+    def trunk(params: Params, x: Tensor) -> Tensor:
         check_image("conv2", x, channels, size)
         for name in ("conv1", "conv2"):
             x = _POOLS[pool](activation(conv3x3(params, name, x)))
-        x = activation(linear(params, "hidden", x.flatten(1)))
-        return x if ways is None else linear(params, "head", x)
+        return activation(linear(params, "hidden", x.flatten(1)))
 
-    return Model(init, apply)
+    return Model(init, trunk) if ways is None else with_linear_head(init, trunk)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import InputError, Model, Tree, fold
+from fmeta.core import InputError, Model, Parts, Tree, fold
 from fmeta.core._checks import check_counts, check_model
 from fmeta.core._similarity import cosines
 from fmeta.core.tree import scalar_like
@@ -64,13 +64,18 @@ def with_head(
             return F.linear(found, params["head"]["weight"], params["head"]["bias"])
         return scale * cosines(found, params["head"]["weight"])
 
-    def apply(params: Tree, x: Tree) -> Tensor:
-        return classify(params, encoder.apply(params["encoder"], x))
+    def trunk(params: Tree, x: Tree) -> Tree:
+        return encoder.apply(params["encoder"], x)
 
-    noisy, calibrate = encoder.noisy, encoder.calibrate
+    def noisy_trunk(params: Tree, x: Tree, key: Tensor) -> Tree:
+        assert encoder.noisy is not None
+        return encoder.noisy(params["encoder"], x, key)
+
+    noisy, calibrate = None if encoder.noisy is None else noisy_trunk, encoder.calibrate
     return Model(
         init,
-        apply,
-        None if noisy is None else lambda params, x, key: classify(params, noisy(params["encoder"], x, key)),
+        lambda params, x: classify(params, trunk(params, x)),
+        None if noisy is None else lambda params, x, key: classify(params, noisy(params, x, key)),
         None if calibrate is None else lambda params, x: {**params, "encoder": calibrate(params["encoder"], x)},
+        Parts(trunk, classify, "head.*", noisy),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core import InputError, fold, uniform
+from fmeta.core import InputError, Model, Parts, Tree, fold, uniform
 from fmeta.operators._pool import quarters
 
 Params = dict[str, Tensor]
@@ -25,6 +26,15 @@ def init_layer(key: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 def linear(params: Params, name: str, x: Tensor) -> Tensor:
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def with_linear_head(init: Callable[[Tensor], Params], trunk: Callable[[Params, Tree], Tensor]) -> Model:
+    """A network whose last layer is linear and called `head`, on the features that the trunk gives."""
+
+    def head(params: Params, features: Tensor) -> Tensor:
+        return linear(params, "head", features)
+
+    return Model(init, lambda params, x: head(params, trunk(params, x)), parts=Parts(trunk, head, "head.*"))
 
 
 def init_film(key: Tensor, name: str, width: int, embedding: int, dtype: torch.dtype) -> Params:

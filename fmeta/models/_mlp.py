@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError, Model, Tree, fold
-from fmeta.models._layers import Params, init_film, init_layer, linear, modulate
+from fmeta.models._layers import Params, init_film, init_layer, linear, modulate, with_linear_head
 from fmeta.models._norms import told_apart
 
 
@@ -38,13 +38,13 @@ def mlp(
                 params |= init_film(fold(key, 1000 + i), f"{name}.film", sizes[i + 1], film, dtype)
         return params
 
-    def apply(params: Params, x: Tree) -> Tensor:
+    def trunk(params: Params, x: Tree) -> Tensor:
         x, told = (x, None) if film is None else told_apart("mlp", x, film)
         if x.ndim != 2 or x.shape[1] != sizes[0]:
             raise InputError(f"mlp({list(sizes)}): x has shape {list(x.shape)}; expected [example, {sizes[0]}]")
         for name in names[:-1]:
             x = linear(params, name, x)
             x = activation(x if told is None else modulate(params, f"{name}.film", x, told))
-        return linear(params, names[-1], x)
+        return x
 
-    return Model(init, apply)
+    return with_linear_head(init, trunk)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fmeta.core import InContext, InputError, Model, Tree
 from fmeta.core._checks import nearest
-from fmeta.models._layers import Params, init_film, modulate
+from fmeta.models._layers import Params, init_film, modulate, with_linear_head
 from fmeta.operators._norm import batch_norm, moments, rescale
 from fmeta.operators._pool import max_pool2x2
 
@@ -57,22 +57,24 @@ def told_apart(call: str, x: Tree, embedding: int) -> tuple[Tree, Tensor]:
 def normalising(
     call: str,
     init: Callable[[Tensor], Params],
-    apply: Callable[[Params, Tensor, Normalising], Tensor],
+    encode: Callable[[Params, Tensor, Normalising], Tensor],
+    headed: bool,
     norm: Norm,
     embedding: int | None,
 ) -> Model:
-    """The `Model` of a network that is told how to normalise."""
+    """The `Model` of an encoder that is told how to normalise; with a linear layer `head` behind it, where `headed`."""
 
-    def opened_up(params: Params, x: Tree) -> Tensor:
+    def trunk(params: Params, x: Tree) -> Tensor:
         examples, how = opened(call, x, norm, embedding)
-        return apply(params, examples, how)[how.rows :]
+        return encode(params, examples, how)[how.rows :]
 
     def calibrate(params: Params, x: Tensor) -> Params:
         seen: dict[str, Tensor] = {}
-        apply(params, x, Normalising("batch", seen=seen))
+        encode(params, x, Normalising("batch", seen=seen))
         return params | seen
 
-    return Model(init, opened_up, calibrate=calibrate if norm == "frozen" and embedding is None else None)
+    model = with_linear_head(init, trunk) if headed else Model(init, trunk)
+    return model._replace(calibrate=calibrate if norm == "frozen" and embedding is None else None)
 
 
 def _came(x: Tree) -> str:

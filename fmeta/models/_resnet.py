@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmeta.core import InputError, Model, fold
-from fmeta.models._layers import Params, check_image, conv3x3, init_layer, linear
+from fmeta.models._layers import Params, check_image, conv3x3, init_layer
 from fmeta.models._norms import Norm, Normalising, check_norm, init_norm, normalising, normalize
 from fmeta.operators._pool import max_pool2x2
 
@@ -59,7 +59,7 @@ def resnet12(
             before = width
         return params if ways is None else params | init_layer(fold(key, 0), "head", (ways, before), dtype)
 
-    def apply(params: Params, x: Tensor, how: Normalising) -> Tensor:
+    def encode(params: Params, x: Tensor, how: Normalising) -> Tensor:
         check_image("resnet12", x, channels, size)
         for i in range(1, len(widths) + 1):
             y = x
@@ -69,7 +69,6 @@ def resnet12(
                 y = activation(y) if j < 3 else y
             x = normalize(params, f"block{i}.norm0", F.conv2d(x, params[f"block{i}.conv0.weight"]), how)
             x = max_pool2x2(activation(x + y))
-        x = x.mean((-2, -1))
-        return x if ways is None else linear(params, "head", x)
+        return x.mean((-2, -1))
 
-    return normalising("resnet12", init, apply, norm, film)
+    return normalising("resnet12", init, encode, ways is not None, norm, film)

@@ -45,7 +45,8 @@ def admitted(case: Case) -> dict[str, MetaGradient]:
         if inner.steps > 1:
             found["multi-step adjoint"] = adjoint(multi_step(inner.steps))
         first = tasks_of(case.tasks)[0]
-        if tree.same_structure(case.meta, inner.start(case.meta, first.support, first.key)):
+        support = inner.prepare(case.meta, first.support, first.key)
+        if tree.same_structure(case.meta, inner.start(case.meta, support, first.key)):
             found["difference"] = difference()
         if inner.strongly_convex:
             found["implicit"] = implicit(direct(), tolerance=float("inf"))

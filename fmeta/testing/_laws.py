@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmeta.core import Examples, InputError, Task, Tree, direct, fold, key, normal, tree
-from fmeta.core._types import everything
+from fmeta.core import At, Examples, InputError, Task, Tree, direct, fold, key, normal, tree
+from fmeta.core._types import as_it_is, everything
 from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution import RetraceWarning, compile
 from fmeta.gradients import (
@@ -155,6 +155,26 @@ def difference_is_meta_minus_fast(case: Case) -> Skipped:
         fast = [case.learner.adapt(case.meta, t.support, t.key) for t in tasks_of(case.tasks)]
     expected = tree_map(lambda m, *f: m - torch.stack(f).mean(0), case.meta, *fast)
     near(grads_of(case, difference()), expected, "difference")
+    return None
+
+
+def preparing_equals_computing_every_step(case: Case) -> Skipped:
+    """`Inner.prepare` done once is what it is done anew in every step, under every meta-gradient."""
+    inner = case.learner.inner
+    if inner is None or inner.prepare is as_it_is:
+        return "it prepares nothing"
+
+    def start(meta: Tree, support: Examples, key: Tree) -> Tree:
+        return inner.start(meta, inner.prepare(meta, support, key), key)
+
+    def loss(fast: Tree, meta: Tree, support: Examples, at: At) -> Tensor:
+        return inner.loss(fast, meta, inner.batch(inner.prepare(meta, support, at.task_key), at), at)
+
+    plain = inner._replace(start=start, loss=loss, batch=everything, prepare=as_it_is)
+    every_step = case._replace(learner=with_inner(case.learner, plain))
+    for name, gradient in admitted(case).items():
+        found, expected = (meta_grad(c.learner, gradient)(case.meta, case.tasks) for c in (case, every_step))
+        near([found[0], found[1].losses], [expected[0], expected[1].losses], name)
     return None
 
 
@@ -320,7 +340,8 @@ LAWS: dict[str, Callable[[Case], Skipped]] = {
     for law in (
         equals_plain_autograd, equals_finite_differences, truncation_equals_plain_autograd,
         multi_step_losses_equal_plain_autograd, implicit_equals_unrolled_at_convergence, implicit_is_refused_elsewhere,
-        evolution_projects_the_exact_gradient, difference_is_meta_minus_fast, losses_are_the_querys,
+        evolution_projects_the_exact_gradient, difference_is_meta_minus_fast,
+        preparing_equals_computing_every_step, losses_are_the_querys,
         adaptation_uses_the_support_targets, batch_equals_loop, padding_changes_nothing, pure,
         init_depends_on_the_key_alone, predictions_belong_to_their_examples, shapes_and_dtypes_are_metas,
         compiled_equals_eager, compiled_on_aliased_arguments_equals_eager,

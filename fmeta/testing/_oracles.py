@@ -75,7 +75,8 @@ def _task_loss(
             raise InputError(f"plain_meta_grad({learner.name}): it has no inner steps; leave last and loss_weights out")
         return learner.loss(learner.adapt(meta, task.support, task.key), meta, task.query)[0]
     weights = loss_weights or [0.0] * (inner.steps - 1) + [1.0]
-    fast = inner.start(meta, task.support, task.key)
+    support = inner.prepare(meta, task.support, task.key)
+    fast = inner.start(meta, support, task.key)
     optimizer = inner.optimizer(meta)
     state, total = optimizer.init(fast), []
     for k in range(inner.steps):
@@ -84,7 +85,7 @@ def _task_loss(
         leaves, structure = tree_flatten(fast)
         # copies, because one part of fast may have been computed from another (a head from the encoder's prototypes)
         leaves = [c if (c := leaf.clone()).requires_grad else c.requires_grad_() for leaf in leaves]
-        value = inner.loss(tree_unflatten(leaves, structure), meta, inner.batch(task.support, at), at)
+        value = inner.loss(tree_unflatten(leaves, structure), meta, inner.batch(support, at), at)
         exact = last is None or k >= inner.steps - last
         grads = torch.autograd.grad(value, leaves, create_graph=exact, retain_graph=True, materialize_grads=True)
         updates, state = optimizer.update(tree_unflatten(list(grads), structure), state, fast)
@@ -123,7 +124,8 @@ def least_curvature(learner: Learner, meta: Tree, tasks: Task) -> float:
         ) -> Tensor:
             pieces = flat.split([leaf.numel() for leaf in leaves])
             fast = [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
-            return inner.loss(tree_unflatten(fast, structure), meta, inner.batch(task.support, at), at)
+            support = inner.prepare(meta, task.support, task.key)
+            return inner.loss(tree_unflatten(fast, structure), meta, inner.batch(support, at), at)
 
         flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
         hessian = torch.autograd.functional.hessian(value, flat)

@@ -115,6 +115,17 @@ def _protomaml(draw: Draw) -> tuple[Learner, Task]:
     return learner, draw(classification_tasks(ways))
 
 
+def _anil_encoder(draw: Draw) -> tuple[Learner, Task]:
+    ways, features = draw(st.integers(2, 4)), draw(st.integers(1, 5))
+    head = draw(st.sampled_from(["linear", "cosine"]))
+    model = fmeta.models.with_head(
+        fmeta.models.mlp([4, 6, features], torch.tanh, F64), ways, features=features, head=head
+    )
+    adapt = draw(st.sampled_from(["head.*", "head.weight", "*.weight"]))
+    learner = fmeta.anil(model, fmeta.cross_entropy, adapt=adapt, optimizer=draw(optimizers()), steps=_steps(draw))
+    return learner, draw(classification_tasks(ways))
+
+
 def _maml_plus_plus(draw: Draw) -> tuple[Learner, Task]:
     model = fmeta.models.mlp([4, draw(st.integers(1, 8)), 3], torch.tanh, F64)
     each_step = draw(st.sampled_from(["", "*.bias", "hidden1.*"]))
@@ -127,6 +138,7 @@ _LEARNERS: dict[str, Callable[[Draw], tuple[Learner, Task]]] = {
     "maml": _adapting(fmeta.maml),
     "maml-masked": _masked,
     "anil": _adapting(fmeta.anil),
+    "anil-encoder": _anil_encoder,
     "boil": _adapting(fmeta.boil),
     "cavia": _adapting(fmeta.cavia, extra=2, context=2),
     "meta_curvature": _adapting(fmeta.meta_curvature),

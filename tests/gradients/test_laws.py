@@ -52,8 +52,9 @@ def test_laws_that_a_learner_does_not_promise_are_broken_indeed(name, law):
         testing.check_learner(learner, tasks, meta=meta, laws=[law])
 
 
-QUICK = ["equals plain autograd", "truncation equals plain autograd", "multi step losses equal plain autograd",
-         "losses are the querys", "difference is meta minus fast"]  # fmt: skip
+QUICK = ["equals plain autograd", "preparing equals computing every step", "truncation equals plain autograd",
+         "multi step losses equal plain autograd", "losses are the querys",
+         "difference is meta minus fast"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", strategies.KINDS)

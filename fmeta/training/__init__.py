@@ -29,6 +29,16 @@ The same by `fit`:
     >>> state = fmeta.fit(trainer, sample, key=key, iterations=3, meta_batch=4)
     >>> int(state.step)
     3
+
+In phases, and with tasks that depend on the state, as those of a simulator would:
+
+    >>> trainer = fmeta.trainer(learner, fmeta.adam(1e-2), {0: fmeta.first_order(), 2: fmeta.unrolled()})
+    >>> trainer = trainer._replace(host=lambda state, tasks: tasks._replace(key=fmeta.fold(tasks.key, state.step)))
+    >>> told = []
+    >>> logging = fmeta.Logging(every=2, loggers=[lambda step, values: told.append(step)])
+    >>> state = fmeta.fit(trainer, sample, key=key, iterations=3, meta_batch=4, logging=logging)
+    >>> told
+    [2, 3]
 """
 
 from fmeta.training._checkpoint import load_checkpoint, load_meta, save_checkpoint

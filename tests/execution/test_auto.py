@@ -11,9 +11,10 @@ from helpers import LEARNERS, distance
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fmeta
-from fmeta.core import InputError, _choices, fold
+from fmeta.core import InputError, fold
 from fmeta.core.tree import tree_map
 from fmeta.execution import CompileWarning, RetraceWarning
+from fmeta.operators import _choices
 
 KEY = fmeta.key(4)
 
@@ -57,7 +58,7 @@ def test_what_auto_chose_is_remembered_by_later_processes(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "fmeta"):
         fmeta.compile(trainer.step, scope="auto", backend="aot_eager")(state, sample(KEY))
     assert _choices.choices() == before
-    assert "remembered" in caplog.messages[-1]
+    assert any("remembered" in message for message in caplog.messages)
 
 
 def test_a_long_step_is_not_tried_as_one_graph(monkeypatch, caplog):

@@ -20,6 +20,7 @@ from _report import write
 
 import fmeta
 from fmeta.core import fold
+from fmeta.execution._compile import plan as plan_of
 from fmeta.tasks import episodes, omniglot
 
 WAYS, STEPS, META_BATCH = 20, 5, 4
@@ -67,7 +68,7 @@ def runs(name, options):
     model = fmeta.models.conv4(WAYS, width=options.width)
     algorithm, schedule = ALGORITHMS[name]
     (learner, phases), optimizer = algorithm(model, options.lr, options.iterations), schedule(options.iterations)
-    plan = fmeta.execution.plan(options.scope)
+    plan = plan_of(options.scope)
     trainers = {at: fmeta.trainer(learner, optimizer, g, stage=plan.stage) for at, g in phases.items()}
     steps = {at: plan.whole(t.step) for at, t in trainers.items()}
     tasks = test(fold(fmeta.key(999, options.device), 1), options.test_tasks)

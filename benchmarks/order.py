@@ -56,6 +56,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fmeta
 from fmeta.core import fold
 from fmeta.core.tree import tree_leaves, tree_map
+from fmeta.execution._compile import plan as plan_of
 
 NAMES = ("first_order", "unrolled", "adjoint", "truncated", "difference", "implicit")
 LEARNED = ("equal iterations", "equal wall clock")
@@ -261,7 +262,7 @@ def peak(name, gradient, options):
 
 def measure(name, options):
     problem, cases = prepared(name, options)
-    key, plan = fmeta.key(999, options.device), fmeta.execution.plan(options.scope)
+    key, plan = fmeta.key(999, options.device), plan_of(options.scope)
     flops = arithmetic(problem, cases, options)
     peaks = {n: _report.fresh(__file__, *sys.argv[1:], "--one", name, n) for n in cases}
     trainers = {}

@@ -29,7 +29,7 @@ from _work import PEERS, TINY, WORKS, fmeta_compiled
 from rich.console import Console
 from rich.table import Table
 
-from fmeta.core import _lowerings
+from fmeta.operators import _lowerings
 
 LIMIT = 1e-8
 

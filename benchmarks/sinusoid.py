@@ -8,6 +8,7 @@ import argparse
 from _report import interleaved, write
 
 import fmeta
+from fmeta.execution._compile import plan
 
 SIZES = [1, 40, 40, 1]  # Finn et al., 2017
 
@@ -25,7 +26,7 @@ def step_functions(steps):
     }
     functions = {}
     for name, (scope, gradient) in cases.items():
-        run = fmeta.execution.plan(scope)
+        run = plan(scope)
         trainer = fmeta.trainer(learner, fmeta.adam(1e-3), gradient, stage=run.stage)
         functions[name] = (lambda step, state: lambda: step(state, tasks))(
             run.whole(trainer.step), trainer.init(fmeta.key(0))

@@ -10,6 +10,7 @@ from helpers import F64, labelled, regressor, vectors
 import fmeta
 from fmeta import Examples, InputError, Task
 from fmeta.core.tree import tree_leaves
+from fmeta.execution._compile import plan
 
 KEY = fmeta.key(0)
 LEARNER = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
@@ -261,7 +262,7 @@ class TestGradientsThatDoNotFit:
 
 def test_unknown_scope():
     with pytest.raises(InputError, match="did you mean 'whole'"):
-        fmeta.execution.plan("wole")
+        plan("wole")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fmeta
 from fmeta.core import fold
+from fmeta.execution._compile import plan
 
 KEY = fmeta.key(2)
 
@@ -93,7 +94,7 @@ def test_equals_a_create_graph_loop(name, way):
 def test_equals_a_create_graph_loop_in_inductor(name, scope):
     """The backend people use, in float64 like the rest."""
     learner, meta, tasks, expected = case(name)
-    run = fmeta.execution.plan(scope)
+    run = plan(scope)
     gradient = fmeta.unrolled() if scope == "whole" else fmeta.adjoint()
     f = run.whole(fmeta.meta_grad(learner, gradient, run.stage))
     assert distance(f(meta, tasks)[0], expected) < 1e-8

@@ -9,8 +9,8 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import fmeta
-from fmeta.core import InputError, _choices, _lowerings
-from fmeta.operators import convolution
+from fmeta.core import InputError
+from fmeta.operators import _choices, _lowerings, convolution
 from fmeta.operators._convolution import conv
 
 KEY = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ def _train(of: Experiment, where: Where) -> None:
     from fmeta.cli import _show as show
     from fmeta.runs._train import train
 
+    show.console.quiet = int(os.environ.get("RANK", 0)) > 0  # of the processes of torchrun the first speaks
     with show.measurements():
         done = train(of, where.run_dir, resume=where.resume, tell=show.say, progress=show.bar(of.run.compile))
     if done.evaluation is not None:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-import fmeta._version
 from fmeta._errors import InputError
+from fmeta._version import __version__
 from fmeta.execution._compile import plan
 from fmeta.runs._experiment import Experiment, experiment, fields_in
 from fmeta.runs._find import distribution_of, recipe_object, recipe_points
@@ -130,7 +130,7 @@ def write_experiment(file: Path, run: Run, **more: Any) -> None:
     where = {"object": of.reference} if of.reference else {"from": distribution_of(of.recipe.name)}
     stored: dict[str, Any] = {
         "format": _FORMAT,
-        "fmeta": fmeta._version.__version__,
+        "fmeta": __version__,
         "torch": str(torch.__version__),
         "scope": run.scope,
         **parts,

@@ -14,14 +14,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fmeta.cli import _show as show
-from fmeta.core import InputError
+from fmeta._errors import InputError
 from fmeta.training._ranks import Ranks
 
 
 @contextlib.contextmanager
 def process_group(run_dir: Path | None) -> Iterator[Ranks]:
-    """Joins the group that the environment names, gloo or NCCL by device, and leaves it again; only rank 0 speaks.
+    """Joins the group that the environment names, gloo or NCCL by device, and leaves it again.
 
     Raises InputError where several processes were started without a folder for the run, which a restart must find.
     """
@@ -40,10 +39,8 @@ def process_group(run_dir: Path | None) -> Iterator[Ranks]:
     store = dist.PrefixStore(f"start-{_starts()}", store)
     patience = datetime.timedelta(hours=6)  # of those who wait while rank 0 validates
     dist.init_process_group(store=store, rank=rank, world_size=count, timeout=patience)
-    ranks = Ranks.present()
-    show.console.quiet = ranks.rank > 0
     try:
-        yield ranks
+        yield Ranks.present()
     finally:
         dist.destroy_process_group()
 
@@ -91,7 +88,7 @@ def goes_on(run_dir: Path | None) -> bool:
     if run_dir is None or not _starts():
         return False
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return json.loads((run_dir / "recipe.json").read_text()).get("launch") == launch()
+        return json.loads((run_dir / "recipe.json").read_text(encoding="utf-8")).get("launch") == launch()
     return False
 
 

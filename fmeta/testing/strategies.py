@@ -16,8 +16,20 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-import fmeta
+from fmeta import core, models
 from fmeta.core import Learner, Optimizer, Task
+from fmeta.learners import (
+    anil,
+    boil,
+    cavia,
+    imaml,
+    maml,
+    maml_plus_plus,
+    meta_curvature,
+    meta_sgd,
+    protomaml,
+    reptile,
+)
 from fmeta.testing._random_tasks import random_classification, random_regression
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -45,14 +57,14 @@ def optimizers(draw: Draw, max_lr: float = 0.3) -> Optimizer:
     """Inner optimizers of every kind, with a bounded slope where the gradient is 0."""
     lr = draw(st.floats(1e-3, max_lr))
     kinds: dict[str, Callable[[], Optimizer]] = {
-        "sgd": lambda: fmeta.sgd(lr),
-        "momentum": lambda: fmeta.momentum(lr, 0.7, nesterov=draw(st.booleans())),
-        "adam": lambda: fmeta.adam(lr, eps=1e-3),
-        "adamw": lambda: fmeta.adamw(lr, eps=1e-3),
-        "rmsprop": lambda: fmeta.rmsprop(lr, eps=1e-2),
-        "clipped": lambda: fmeta.chain(fmeta.clip_by_global_norm(0.3), fmeta.sgd(lr)),
-        "decaying": lambda: fmeta.sgd(fmeta.cosine_decay(lr, 3)),
-        "per step": lambda: fmeta.momentum(fmeta.per_step(torch.tensor([lr, 0.5 * lr], dtype=F64))),
+        "sgd": lambda: core.sgd(lr),
+        "momentum": lambda: core.momentum(lr, 0.7, nesterov=draw(st.booleans())),
+        "adam": lambda: core.adam(lr, eps=1e-3),
+        "adamw": lambda: core.adamw(lr, eps=1e-3),
+        "rmsprop": lambda: core.rmsprop(lr, eps=1e-2),
+        "clipped": lambda: core.chain(core.clip_by_global_norm(0.3), core.sgd(lr)),
+        "decaying": lambda: core.sgd(core.cosine_decay(lr, 3)),
+        "per step": lambda: core.momentum(core.per_step(torch.tensor([lr, 0.5 * lr], dtype=F64))),
     }
     return kinds[draw(st.sampled_from(sorted(kinds)))]()
 
@@ -64,7 +76,7 @@ def learners(draw: Draw, kinds: Sequence[str] | None = None) -> tuple[Learner, T
 
 
 def _key(draw: Draw) -> torch.Tensor:
-    return fmeta.key(draw(st.integers(0, 2**31)))
+    return core.key(draw(st.integers(0, 2**31)))
 
 
 def _steps(draw: Draw) -> int:
@@ -76,72 +88,70 @@ def _adapting(make: Callable[..., Learner], *, extra: int = 0, **settings: Any) 
 
     def build(draw: Draw) -> tuple[Learner, Task]:
         inputs, width = draw(st.integers(1, 3)), draw(st.integers(1, 8))
-        model = fmeta.models.mlp([inputs + extra, width, 1], torch.tanh, F64)
-        learner = make(model, fmeta.mse, optimizer=draw(optimizers()), steps=_steps(draw), **settings)
+        model = models.mlp([inputs + extra, width, 1], torch.tanh, F64)
+        learner = make(model, core.mse, optimizer=draw(optimizers()), steps=_steps(draw), **settings)
         return learner, draw(regression_tasks(inputs))
 
     return build
 
 
 def _masked(draw: Draw) -> tuple[Learner, Task]:
-    model = fmeta.models.mlp([2, 5, 1], torch.tanh, F64)
+    model = models.mlp([2, 5, 1], torch.tanh, F64)
     pattern = draw(st.sampled_from(["head.*", "!head.*", "*.weight", "hidden1.*, head.bias"]))
-    optimizer = fmeta.masked(draw(optimizers()), pattern)
-    return fmeta.maml(model, fmeta.mse, optimizer=optimizer, steps=_steps(draw)), draw(regression_tasks())
+    optimizer = core.masked(draw(optimizers()), pattern)
+    return maml(model, core.mse, optimizer=optimizer, steps=_steps(draw)), draw(regression_tasks())
 
 
 def _reptile(draw: Draw) -> tuple[Learner, Task]:
-    model, tasks = fmeta.models.mlp([2, 5, 1], torch.tanh, F64), draw(regression_tasks())
+    model, tasks = models.mlp([2, 5, 1], torch.tanh, F64), draw(regression_tasks())
     batch = draw(st.integers(1, tasks.support.x.shape[1]))
-    return fmeta.reptile(model, fmeta.mse, optimizer=draw(optimizers()), steps=_steps(draw), batch=batch), tasks
+    return reptile(model, core.mse, optimizer=draw(optimizers()), steps=_steps(draw), batch=batch), tasks
 
 
 def _meta_sgd(draw: Draw) -> tuple[Learner, Task]:
-    model = fmeta.models.mlp([2, draw(st.integers(1, 8)), 1], torch.tanh, F64)
-    return fmeta.meta_sgd(model, fmeta.mse, lr=draw(st.floats(1e-3, 0.3)), steps=_steps(draw)), draw(regression_tasks())
+    model = models.mlp([2, draw(st.integers(1, 8)), 1], torch.tanh, F64)
+    return meta_sgd(model, core.mse, lr=draw(st.floats(1e-3, 0.3)), steps=_steps(draw)), draw(regression_tasks())
 
 
 def _imaml(draw: Draw) -> tuple[Learner, Task]:
-    model = fmeta.models.mlp([2, draw(st.integers(1, 5)), 1], torch.tanh, F64)
+    model = models.mlp([2, draw(st.integers(1, 5)), 1], torch.tanh, F64)
     damping = draw(st.floats(3.0, 6.0))  # above the negative curvature of such a net, so there is one optimum
-    learner = fmeta.imaml(model, fmeta.mse, damping=damping, optimizer=fmeta.sgd(0.05), steps=_steps(draw))
+    learner = imaml(model, core.mse, damping=damping, optimizer=core.sgd(0.05), steps=_steps(draw))
     return learner, draw(regression_tasks())
 
 
 def _protomaml(draw: Draw) -> tuple[Learner, Task]:
     ways = draw(st.integers(2, 4))
-    encoder = fmeta.models.mlp([4, 6, draw(st.integers(1, 5))], torch.tanh, F64)
-    learner = fmeta.protomaml(encoder, ways=ways, optimizer=draw(optimizers()), steps=_steps(draw))
+    encoder = models.mlp([4, 6, draw(st.integers(1, 5))], torch.tanh, F64)
+    learner = protomaml(encoder, ways=ways, optimizer=draw(optimizers()), steps=_steps(draw))
     return learner, draw(classification_tasks(ways))
 
 
 def _anil_encoder(draw: Draw) -> tuple[Learner, Task]:
     ways, features = draw(st.integers(2, 4)), draw(st.integers(1, 5))
     head = draw(st.sampled_from(["linear", "cosine"]))
-    model = fmeta.models.with_head(
-        fmeta.models.mlp([4, 6, features], torch.tanh, F64), ways, features=features, head=head
-    )
+    model = models.with_head(models.mlp([4, 6, features], torch.tanh, F64), ways, features=features, head=head)
     adapt = draw(st.sampled_from(["head.*", "head.weight", "*.weight"]))
-    learner = fmeta.anil(model, fmeta.cross_entropy, adapt=adapt, optimizer=draw(optimizers()), steps=_steps(draw))
+    learner = anil(model, core.cross_entropy, adapt=adapt, optimizer=draw(optimizers()), steps=_steps(draw))
     return learner, draw(classification_tasks(ways))
 
 
 def _maml_plus_plus(draw: Draw) -> tuple[Learner, Task]:
-    model = fmeta.models.mlp([4, draw(st.integers(1, 8)), 3], torch.tanh, F64)
+    model = models.mlp([4, draw(st.integers(1, 8)), 3], torch.tanh, F64)
     each_step = draw(st.sampled_from(["", "*.bias", "hidden1.*"]))
     rate = draw(st.floats(1e-3, 0.3))
-    learner = fmeta.maml_plus_plus(model, fmeta.cross_entropy, lr=rate, steps=_steps(draw), each_step=each_step)
+    learner = maml_plus_plus(model, core.cross_entropy, lr=rate, steps=_steps(draw), each_step=each_step)
     return learner, draw(classification_tasks())
 
 
 _LEARNERS: dict[str, Callable[[Draw], tuple[Learner, Task]]] = {
-    "maml": _adapting(fmeta.maml),
+    "maml": _adapting(maml),
     "maml-masked": _masked,
-    "anil": _adapting(fmeta.anil),
+    "anil": _adapting(anil),
     "anil-encoder": _anil_encoder,
-    "boil": _adapting(fmeta.boil),
-    "cavia": _adapting(fmeta.cavia, extra=2, context=2),
-    "meta_curvature": _adapting(fmeta.meta_curvature),
+    "boil": _adapting(boil),
+    "cavia": _adapting(cavia, extra=2, context=2),
+    "meta_curvature": _adapting(meta_curvature),
     "meta_sgd": _meta_sgd,
     "imaml": _imaml,
     "reptile": _reptile,

@@ -27,6 +27,7 @@ __all__ = [
     "labelled",
     "lines_of",
     "loop_meta_grad",
+    "options_of",
     "regressor",
     "striking",
     "untimed",
@@ -380,3 +381,11 @@ def loop_meta_grad(model, loss, tasks, meta, *, lr, steps):
             fast = [w - lr * g for w, g in zip(fast, grads, strict=True)]
         total = total + loss(model.apply(tree_unflatten(fast, structure), task.query.x), task.query.y).mean()
     return tree_unflatten(list(torch.autograd.grad(total / count, leaves, materialize_grads=True)), structure)
+
+
+def options_of(file):
+    """Every option that a recipe.json, best.json or study.json holds, whichever part has it."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    parts = {name: stored[name] for name in ("recipe", "learner", "gradient", "run") if name in stored}
+    chosen = {name: parts[name]["name"] for name in ("learner", "gradient") if name in parts}
+    return chosen | {name: value for part in parts.values() for name, value in part["options"].items()}

@@ -11,8 +11,8 @@ from typing import Any
 
 from fmeta._errors import InputError, nearest
 from fmeta._version import __version__
-from fmeta.cli._words import spelled
-from fmeta.runs._options import OptionError
+from fmeta.cli._words import spelled, split
+from fmeta.runs._options import OptionError, UnknownOption
 
 Work = Callable[[], Any]  # what is left to do after the words were understood
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # every error that a user can cause ends in one line
-        return _failed(arguments[0], error)
+        return _failed(arguments, error)
     return 0
 
 
@@ -89,12 +89,12 @@ def _run(work: Work) -> None:
         work()
 
 
-def _failed(command: str, error: Exception) -> int:
+def _failed(arguments: Sequence[str], error: Exception) -> int:
     """Says what went wrong in one line; returns the exit status."""
     if os.environ.get("FMETA_TRACEBACK"):
         raise error
     if isinstance(error, InputError):
-        _say(in_options(command, error))
+        _say(in_options(arguments, error))
         return 2
     told = sys.modules.get("fmeta.training._ranks")
     if told is not None and isinstance(error, told.OtherRankError):
@@ -105,7 +105,7 @@ def _failed(command: str, error: Exception) -> int:
         _say(str(error))
     else:
         what = " ".join(str(error).split()) or "no message"
-        _say(f"{command}: {type(error).__name__}: {what}; FMETA_TRACEBACK=1 shows where")
+        _say(f"{arguments[0]}: {type(error).__name__}: {what}; FMETA_TRACEBACK=1 shows where")
     return 1
 
 
@@ -114,25 +114,31 @@ def _say(text: str) -> None:
 
 
 _CALL = re.compile(r"^(\w[\w.]*)\(((?:[^()]|\([^()]*\))*)\)(?=[: ])")
+_ARGUMENT = re.compile(r"(\w+)=('[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^()]*\)|[^,]+)(?:, |$)")
 
 
-def in_options(command: str, error: InputError) -> str:
-    """The message as who typed a command line reads it: `--ways 30` for `episodes(ways=30)`."""
+def in_options(arguments: Sequence[str], error: InputError) -> str:
+    """The message as who typed these words reads it: `--ways 30` for `episodes(ways=30)`."""
     if isinstance(error, OptionError):
-        return f"{command} {spelled(error.option)} {_shown(error.value)}: {error.problem}".replace("  ", " ")
+        known = map(spelled, error.known) if isinstance(error, UnknownOption) else ()
+        option = spelled(error.option)
+        problem = f"no such option here; {nearest(option, known)}" if known else error.problem
+        value = error.value if isinstance(error.value, tuple) else (error.value,)
+        return f"{' '.join([arguments[0], option, *map(str, value)]).rstrip()}: {problem}"
     text = str(error)
     call = _CALL.match(text)
     if call is None:
         return text
-    parts = re.findall(r"(\w+)=('[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^()]*\)|[^,]+)(?:, |$)", call[2])
-    whole = ", ".join(f"{name}={value}" for name, value in parts)
-    if not parts or whole != call[2]:
-        return text
-    said = " ".join(f"{spelled(name)} {value}" for name, value in parts)
-    return f"{command} {said}{text[call.end() :]}"
+    typed = {name: _bare(" ".join(values)) for name, values in split(arguments[0], arguments[1:]).options}
+    said = [
+        f"{spelled(name)} {typed[name]}"
+        for name, value in _ARGUMENT.findall(call[2])
+        if _bare(value) == typed.get(name)
+    ]
+    return f"{' '.join([arguments[0], *said])}{text[call.end() :]}" if said else text
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return repr(value) if isinstance(value, str) and (" " in value or not value) else str(value)
+def _bare(value: str) -> str:
+    """A value as it is typed: without quotes, brackets and commas, and 1.0 as 1."""
+    words = re.sub(r"[\[\](),'\"]", " ", value).split()
+    return " ".join(word.removesuffix(".0") for word in words)

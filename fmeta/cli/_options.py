@@ -46,5 +46,6 @@ def options(command: str, kind: type[Options], arguments: list[str]) -> Options:
     """The options of a command whose options are always the same."""
     hints = fields_of(kind)
     words = split(command, arguments, ["help", *(name for name, hint in hints.items() if hint is bool)])
-    parsed = parse(f"fmeta {command}", (kind.__doc__ or "").strip(), {"options": kind}, words, no_such(list(hints)))
+    named = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("positional")]  # type: ignore[arg-type]
+    parsed = parse(f"fmeta {command}", (kind.__doc__ or "").strip(), {"options": kind}, words, no_such(named))
     return parsed["options"]

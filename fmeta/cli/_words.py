@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import tyro
 
-from fmeta._errors import InputError, nearest
-from fmeta.runs._options import OptionError, check_value, fields_of
+from fmeta._errors import InputError
+from fmeta.runs._options import OptionError, UnknownOption, check_value, fields_of
 from fmeta.runs._space import Choice, Range
 
 Unknown = Callable[[str, Any], Exception]  # option, value -> the error for it
@@ -88,7 +88,7 @@ def value_of(option: str, texts: Sequence[str], hint: Any) -> Any:
         if text.lower() not in ("", "true", "false"):
             raise OptionError(option, text, "expected nothing after it, or true or false")
         return text.lower() != "false"
-    if (len(texts) != 1 and hint in (int, float)) or not texts:
+    if len(texts) != 1:
         raise OptionError(option, text, "expected one value")
     if hint in (int, float):
         try:
@@ -196,7 +196,8 @@ def parse(prog: str, about: str, parts: Mapping[str, Any], words: Words, unknown
         unknown: makes the error for an option that no part has.
     """
     kinds = {name: part if isinstance(part, type) else type(part) for name, part in parts.items()}
-    hints = {name: hint for kind in kinds.values() for name, hint in fields_of(kind).items()}
+    free = {f.name for kind in kinds.values() for f in dataclasses.fields(kind) if f.metadata.get("positional")}
+    hints = {n: hint for kind in kinds.values() for n, hint in fields_of(kind).items() if n not in free}
     check_words(words, hints, unknown)
     _check_free(prog, words, kinds)
     fields = [(name, kind) for name, kind in kinds.items() if dataclasses.fields(kind)]
@@ -247,4 +248,4 @@ def _check_free(prog: str, words: Words, kinds: Mapping[str, type]) -> None:
 
 def no_such(known: Sequence[str]) -> Unknown:
     """The error of a command whose options do not depend on a recipe."""
-    return lambda option, value: OptionError(option, value, f"no such option here; {nearest(option, known)}")
+    return lambda option, value: UnknownOption(option, value, known)

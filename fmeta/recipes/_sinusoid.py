@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fmeta.runs._options import OptionError
 from fmeta.runs._recipe import Answered, Offer, Recipe
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Sinusoid(Recipe):
     def _network(self, outputs: str = "head", *, context: int = 0, film: int = 0, beside: str = "support") -> Model:
         from fmeta.models import mlp
 
+        if not self.hidden or min(self.hidden) < 1:
+            raise OptionError("hidden", self.hidden, "expected one or more widths >= 1")
         return mlp([1 + context, *self.hidden, 1])
 
     def facts(self) -> dict[str, Any]:

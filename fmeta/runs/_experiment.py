@@ -17,7 +17,16 @@ from fmeta._errors import InputError, nearest
 from fmeta.runs._find import recipe_class
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
-from fmeta.runs._options import GradientRow, LearnerRow, OptionError, RunOptions, check_value, fields_of, made
+from fmeta.runs._options import (
+    GradientRow,
+    LearnerRow,
+    OptionError,
+    RunOptions,
+    UnknownOption,
+    check_value,
+    fields_of,
+    made,
+)
 from fmeta.runs._recipe import Offer, Recipe
 
 if TYPE_CHECKING:
@@ -247,11 +256,10 @@ def unknown_option(option: str, value: Any, parts: list[type], rows: Mapping[str
     """The error for an option that none of the parts has."""
     bare = option.rpartition(".")[2]
     who = [name for name in takers(bare) if name in rows or name in GRADIENTS]
-    chosen = " and ".join(p.name for p in parts if issubclass(p, LearnerRow | GradientRow))
+    chosen = " with ".join(p.name for p in parts if issubclass(p, LearnerRow | GradientRow))
     if who and bare == option:
         return OptionError(option, value, f"{chosen} does not take it; expected it with {', '.join(who)}")
-    known = [name for part in parts for name in fields_of(part)]
-    return OptionError(option, value, f"no such option here; {nearest(bare, ['learner', 'gradient', *known])}")
+    return UnknownOption(option, value, ["learner", "gradient", *(name for part in parts for name in fields_of(part))])
 
 
 def _device(name: str) -> torch.device:

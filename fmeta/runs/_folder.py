@@ -22,10 +22,10 @@ import torch
 
 from fmeta._errors import InputError
 from fmeta._version import __version__
-from fmeta.execution._compile import plan
+from fmeta.execution import Scope
 from fmeta.runs._experiment import Experiment, experiment, fields_in
 from fmeta.runs._find import distribution_of, recipe_object, recipe_points
-from fmeta.runs._options import OptionError
+from fmeta.runs._options import OptionError, check_value
 from fmeta.runs._processes import launch
 from fmeta.training._checkpoint import checkpoints
 from fmeta.training._run_files import write_whole
@@ -104,13 +104,14 @@ def read_experiment(file: Path) -> Run:
         kind = recipe_object(reference) if reference else _installed(stored["recipe"])
         options: dict[str, Any] = {}
         for part in ("recipe", "learner", "gradient", "run"):
-            found = stored.get(part) or {}
+            found = stored[part] if part == "run" and not reference else stored.get(part) or {}
             values = {n: tuple(v) if isinstance(v, list) else v for n, v in found.get("options", {}).items()}
             named: dict[str, Any] = {part: found["name"]} if part in ("learner", "gradient") and "name" in found else {}
             options = {**options, **values, **named}
         found = experiment(kind, reference=reference, **options)
-        scope, earlier = plan(stored.get("scope", "none")).scope, tuple(stored.get("earlier", ()))
-        saved = [] if "run" in stored else checkpoints(file.parent / "checkpoints")
+        scope, earlier = _known_scope(stored.get("scope", "none")), tuple(stored.get("earlier", ()))
+        # what `fit` wrote from one's own code has no options of the run
+        saved = checkpoints(file.parent / "checkpoints") if reference and "run" not in stored else []
         return Run(file.parent, found, scope, earlier, saved[-1][0] if saved else None)
     except OptionError as error:
         raise InputError(f"{file} is damaged: {error}; expected what fmeta wrote") from error
@@ -180,6 +181,11 @@ def change_run(run: Run, asked: Experiment) -> Run:
     except OSError as error:
         raise _closed(run.folder, error) from error
     return changed
+
+
+def _known_scope(scope: Any) -> Any:
+    check_value("scope", scope, Scope)
+    return scope
 
 
 def _installed(stored: dict[str, Any]) -> Any:

@@ -113,6 +113,8 @@ class Implicit(GradientRow):
         from fmeta.core import cg
         from fmeta.gradients import implicit
 
+        if self.solver_iterations < 1:
+            raise OptionError("solver_iterations", self.solver_iterations, "expected at least 1")
         return implicit(cg(self.solver_iterations))
 
 

@@ -52,6 +52,8 @@ class Descending(Stepping):
         from fmeta import core
 
         self.check()
+        if not self.inner_clip >= 0:
+            raise OptionError("inner_clip", self.inner_clip, "expected a norm, or 0, which does not clip")
         optimizer = getattr(core, self.inner_optimizer)(self.inner_lr)
         if self.inner_clip:
             optimizer = core.chain(core.clip_by_global_norm(self.inner_clip), optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -29,6 +29,14 @@ class OptionError(InputError):
     def __init__(self, option: str, value: Any, problem: str) -> None:
         super().__init__(f"{option}={value!r}: {problem}")
         self.option, self.value, self.problem = option, value, problem
+
+
+class UnknownOption(OptionError):
+    """An option that is not there. The command line spells the known ones its own way."""
+
+    def __init__(self, option: str, value: Any, known: Iterable[str]) -> None:
+        self.known = list(dict.fromkeys(known))
+        super().__init__(option, value, f"no such option here; {nearest(option.rpartition('.')[2], self.known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,10 @@ class RunOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise OptionError(name, getattr(self, name), f"expected at least {low}")
+        if not self.outer_lr > 0:
+            raise OptionError("outer_lr", self.outer_lr, "expected a positive rate")
+        if not self.clip >= 0:
+            raise OptionError("clip", self.clip, "expected a norm, or 0, which does not clip")
         if self.monitor not in figures:
             raise OptionError("monitor", self.monitor, f"expected {' or '.join(figures)}")
         if self.eval_tasks < 2:

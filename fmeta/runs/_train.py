@@ -85,9 +85,10 @@ def train(
             say(f"{asked.recipe.name}: {ready.learner.name}, compile {run.scope}{over}, run folder {run.folder}")
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_resumable(run.folder, say))
-                shows = progress is not None and ranks.rank == 0
-                bars = [stack.enter_context(progress(asked.run.iterations, since))] if shows else []
-                state = fit_run(run, ready, resume=resume, loggers=[*bars, *loggers, *events])
+                told = [*loggers, *events]
+                if progress is not None and ranks.rank == 0:
+                    told.insert(0, stack.enter_context(progress(asked.run.iterations, since)))
+                state = fit_run(run, ready, resume=resume, loggers=told)
     trained = Trained(run, asked, ready.learner, state.meta, int(state.step))
     if ranks.rank:
         return Finished(trained, None, None)

@@ -15,6 +15,7 @@ from fmeta.runs._experiment import Experiment, experiment, offered, unknown_opti
 from fmeta.runs._find import is_object, recipe_class, recipe_object
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._grid import Chooser
+from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import OptionError, RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
 
@@ -41,12 +42,13 @@ class Named(NamedTuple):
     words: Words
 
 
-def named(command: str, arguments: Sequence[str], own: Sequence[type] = ()) -> Named:
-    """The recipe that is named first, or by --recipe, or that of the run to resume. `own` are the command's options."""
+def named(command: str, arguments: Sequence[str], *, varied: bool = False) -> Named:
+    """The recipe that is named first, or by --recipe, or that of the run to resume. Where options are `varied`, those
+    that are on or off have values too: true,false."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     rest = list(arguments[1:] if name is not None else arguments)
     kind = recipe_class(name or DEFAULT)  # for what takes no value; the stored one may be another
-    words = split(command, rest, _flags([*own, Where, *_every(kind)]))
+    words = split(command, rest, ["help"] if varied else _flags([Where, *_every(kind)]))
     base = _stored(words) if command == "train" or words.value("recipe") else None
     if base is not None and name is not None and base.recipe.name != name:
         where = words.value("recipe") or words.value("run_dir")
@@ -90,7 +92,7 @@ class Varied(NamedTuple):
 
 def vary(command: str, arguments: Sequence[str], own: Any, *, ranges: bool) -> Varied:
     """For commands in which options have several values, or, with `ranges`, ranges."""
-    at = named(command, arguments, [type(own)])
+    at = named(command, arguments, varied=True)
     rows, mine = offered(at.kind), fields_of(type(own)) | {"recipe": str}
     if at.words.value("help") is not None:
         choose(command, at, own)  # prints it and leaves
@@ -164,8 +166,7 @@ def _hints(kind: type[Recipe]) -> dict[str, Any]:
     rows = offered(kind)
     hints = {name: hint for part in _every(kind) for name, hint in fields_of(part).items()}
     hints |= {f"{owner}.{name}": hint for owner, row in rows.items() for name, hint in fields_of(row).items()}
-    choices = {"gradient": Literal[tuple(GRADIENTS)]} | ({"learner": Literal[tuple(rows)]} if rows else {})
-    return hints | choices
+    return hints | {"gradient": Literal[tuple(GRADIENTS)]} | ({"learner": Literal[tuple(LEARNERS)]} if rows else {})
 
 
 def _flags(kinds: Sequence[type]) -> list[str]:

@@ -221,10 +221,10 @@ def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: s
     given = {} if isinstance(recipe, str | type) else {f.name: getattr(recipe, f.name) for f in fields_in(recipe)}
     rows = offered(kind)
     name = options.pop("learner", None) or (kind.defaults.get("learner", next(iter(rows))) if rows else None)
-    row = _row("learner", name, rows, LEARNERS, kind) if name is not None else None
+    row = row_of("learner", name, rows, LEARNERS, kind) if name is not None else None
     own = row.gradient if row is not None else None
     chosen = options.pop("gradient", None) or own
-    way = None if chosen is None else _row("gradient", chosen, GRADIENTS, GRADIENTS, kind)
+    way = None if chosen is None else row_of("gradient", chosen, GRADIENTS, GRADIENTS, kind)
     parts: list[type] = [p for p in (kind, row, way, RunOptions) if p is not None]
     mine = _addressed(options, row, parts, rows)
     usual, of_row = _addressed(kind.defaults, row, [], rows), row.defaults if row is not None else {}
@@ -244,6 +244,16 @@ def offered(recipe: type[Recipe]) -> dict[str, type[LearnerRow]]:
     if recipe.own_learner is not Recipe.own_learner:
         return {}
     return {name: row for name, row in LEARNERS.items() if row.needs <= recipe.gives}
+
+
+def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
+    """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
+    if name in rows:
+        return rows[name]
+    if name in every:
+        lacks = sorted(every[name].needs - recipe.gives)
+        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
+    raise OptionError(what, name, nearest(str(name), rows))
 
 
 def takers(option: str) -> list[str]:
@@ -278,15 +288,6 @@ def _device(name: str) -> torch.device:
 def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
     """The options of a part; none where it is no dataclass."""
     return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-
-
-def _row(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
-    if name in rows:
-        return rows[name]
-    if name in every:
-        lacks = sorted(every[name].needs - recipe.gives)
-        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
-    raise OptionError(what, name, nearest(str(name), rows))
 
 
 def _addressed(

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fmeta._errors import InputError
-from fmeta.runs._experiment import Experiment, experiment, offered, unknown_option
+from fmeta.runs._experiment import Experiment, experiment, offered, row_of, unknown_option
 from fmeta.runs._gradient_rows import GRADIENTS
+from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
 
@@ -38,10 +39,10 @@ class Chooser(NamedTuple):
         """The classes of recipe, learner and meta-gradient, where there are these, and of the run."""
         kind = self.recipe if isinstance(self.recipe, type) else type(self.recipe)
         rows = offered(kind)
-        usual = kind.defaults.get("learner", next(iter(rows), ""))
-        row = rows.get({**self.fixed, **options}.get("learner", usual))
-        own = row.gradient if row is not None else None
-        way = GRADIENTS.get({**self.fixed, **options}.get("gradient", own) or "")
+        chosen = {**self.fixed, **options}
+        name = chosen.get("learner", kind.defaults.get("learner", next(iter(rows), None)))
+        row = None if name is None else row_of("learner", name, rows, LEARNERS, kind)
+        way = GRADIENTS.get(chosen.get("gradient") or (row.gradient if row is not None else ""))
         return [part for part in (kind, row, way, RunOptions) if part is not None]
 
     def check(self, combinations: Sequence[Mapping[str, Any]]) -> None:

@@ -45,14 +45,14 @@ def fails(capfd, tmp_path):
 def test_every_combination_is_trained_over_all_seeds(ablation):
     found = json.loads((ablation / "ablation.json").read_text())
     assert (found["recipe"], found["metric"], found["seeds"]) == ("sinusoid", "loss", 2)
-    grid = [("maml", "4 4"), ("maml", "5"), ("anil", "4 4"), ("anil", "5")]
+    grid = [("maml", [4, 4]), ("maml", [5]), ("anil", [4, 4]), ("anil", [5])]
     assert [tuple(c["fields"].values()) for c in found["combinations"]] == grid
     for (learner, hidden), combination in zip(grid, found["combinations"], strict=True):
         assert len(combination["runs"]) == 2
         for seed, run in zip((3, 4), combination["runs"], strict=True):
             fields = options_of(ablation / run / "recipe.json")
             assert fields["learner"] == learner
-            assert fields["hidden"] == [int(width) for width in hidden.split()]
+            assert fields["hidden"] == hidden
             assert (fields["seed"], fields["iterations"]) == (seed, 2)
     with Image.open(ablation / "ablation.png") as image:
         assert min(image.size) > 200

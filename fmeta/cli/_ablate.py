@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmeta._errors import InputError
 from fmeta.cli._choose import vary
+from fmeta.cli._options import writing
 from fmeta.runs._grid import Point, grid
 from fmeta.runs._options import OptionError
 
@@ -61,22 +61,15 @@ def _text(value: Any) -> str:
 
 
 def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Table:
-    from rich.table import Table
+    from fmeta.cli._show import table
 
-    from fmeta.cli._show import plain
-
-    fields = list(dict.fromkeys(field for combination, _ in found for field in combination.fields))
-    table = Table()
-    for field in fields:
-        table.add_column(field, overflow="fold")
-    for column in (metric.name, "95% over seeds", "95% over tasks", "runs", "diverged"):
-        table.add_column(column, justify="right")
+    fields, rows = list(dict.fromkeys(field for combination, _ in found for field in combination.fields)), []
     for combination, figures in found:
         halves = [f"±{metric.text(half)}" for half in (figures.over_seeds, figures.over_tasks)]
         counts = [str(len(combination.runs)), str(len(combination.runs) - len(figures.means))]
         values = [_text(combination.fields[f]) if f in combination.fields else "–" for f in fields]
-        table.add_row(*plain(*values, metric.text(figures.mean), *halves, *counts))
-    return table
+        rows.append([*values, metric.text(figures.mean), *halves, *counts])
+    return table(fields, [metric.name, "95% over seeds", "95% over tasks", "runs", "diverged"], rows)
 
 
 def _plot(path: Path, found: Sequence[tuple[Combination, Figures]], metric: Metric) -> None:
@@ -93,9 +86,5 @@ def _plot(path: Path, found: Sequence[tuple[Combination, Figures]], metric: Metr
     axes.set_xticks(range(len(found)), labels, fontsize="small")
     axes.set_ylabel(metric.label or metric.name)
     axes.grid(alpha=0.3, axis="y")
-    try:
+    with writing("run_dir", path.parent):
         figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise InputError(
-            f"ablate(run_dir={str(path.parent)!r}): {error}; expected a folder that can be written"
-        ) from error

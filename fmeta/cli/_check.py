@@ -25,8 +25,6 @@ def check_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _check(of: Experiment) -> None:
-    from rich.table import Table
-
     from fmeta.cli import _show as show
     from fmeta.core import fold
     from fmeta.gradients import check_meta_grad
@@ -35,13 +33,8 @@ def _check(of: Experiment) -> None:
     tasks = of.sampler("train")(fold(of.key(), 1), min(of.run.meta_batch, 4))
     show.say("comparing with finite differences, parameter by parameter")
     report = check_meta_grad(learner, learner.init(of.key()), tasks, of.phases(learner)[max(of.phases(learner))])
-    table = Table()
-    table.add_column("parameter")
-    table.add_column("relative error", justify="right")
-    table.add_column("remark")
-    for name, error in report.relative_error.items():
-        remark = "detached: the loss depends on it" if name in report.detached else ""
-        remark = "no gradient, no influence" if name in report.without_gradient else remark
-        table.add_row(*show.plain(name, f"{error:.1e}", remark))
+    remarks = dict.fromkeys(report.detached, "detached: the loss depends on it")
+    remarks |= dict.fromkeys(report.without_gradient, "no gradient, no influence")
+    rows = [(name, remarks.get(name, ""), f"{error:.1e}") for name, error in report.relative_error.items()]
     show.say(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}")
-    show.console.print(table)
+    show.console.print(show.table(["parameter", "remark"], ["relative error"], rows))

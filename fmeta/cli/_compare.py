@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from fmeta._errors import InputError
-from fmeta.cli._options import OfRun, options, positional
+from fmeta.cli._options import OfRun, options, positional, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,10 +59,8 @@ def _compare(given: CompareOptions) -> None:
     headline = open_run(given.runs[0]).experiment.recipe.metric
     better = next(iter(found.differences.values())).better
     metric = headline if found.metric == headline.name else Metric(found.metric, better, found.metric in show.SHARES)
-    try:
+    with writing("out", given.out):
         given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"compare(out={str(given.out)!r}): {error}; expected a folder that can be written") from error
     stored = [
         {"run": folder, "evaluation": result.summary(), "difference to the first": found.differences[folder].summary()}
         for folder, result in found.results.items()
@@ -84,38 +81,30 @@ def _compare(given: CompareOptions) -> None:
 
 
 def _figures_table(results: dict[str, Evaluation], metric: Metric) -> Table:
-    from rich.table import Table
+    from fmeta.cli._show import table
 
-    from fmeta.cli._show import plain
-
-    table = Table("run")
+    rows = []
     judged = any(result.calibration for result in results.values())
     headings = ["precision", "recall", "F1", "ECE"] if judged else []
-    for column in ("steps", metric.name, "95% interval", *headings):
-        table.add_column(column, justify="right")
     for folder, result in results.items():
         mean, half = (metric.text(values[-1]) for values in (result.mean(metric.name), result.interval(metric.name)))
         row = [str(result.steps[-1]), mean, f"±{half}"]
         if result.calibration:
             shares = [result.mean(name)[-1] for name in ("precision", "recall", "f1")]
             row += [f"{100 * share:.2f}" for share in (*shares, result.calibration.error()[-1])]
-        table.add_row(*plain(folder, *row))
-    return table
+        rows.append([folder, *row])
+    return table(["run"], ["steps", metric.name, "95% interval", *headings], rows)
 
 
 def _differences_table(differences: dict[str, Comparison], metric: Metric) -> Table:
-    from rich.table import Table
+    from fmeta.cli._show import table
 
-    from fmeta.cli._show import plain
-
-    table = Table("run")
-    for column in ("difference to the first", "95% interval", "won", "lost", "tied"):
-        table.add_column(column, justify="right")
+    rows = []
     for folder, d in list(differences.items())[1:]:
         mean, low, high = (f"{'+' if value >= 0 else ''}{metric.text(value)}" for value in (d.mean, *d.interval))
         shares = [f"{100 * share:.0f}%" for share in (d.won, d.lost, d.tied)]
-        table.add_row(*plain(folder, mean, f"{low} to {high}", *shares))
-    return table
+        rows.append([folder, mean, f"{low} to {high}", *shares])
+    return table(["run"], ["difference to the first", "95% interval", "won", "lost", "tied"], rows)
 
 
 def _plot_adaptation(path: Path, results: dict[str, Evaluation], metric: Metric) -> None:

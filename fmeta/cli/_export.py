@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import tyro
 
-from fmeta._errors import InputError
-from fmeta.cli._options import options, positional
+from fmeta.cli._options import options, positional, writing
+from fmeta.runs._options import OptionError
 
 _META = "meta."  # what the names of the meta-parameters begin with in a checkpoint
 _FORMATS = {  # suffix, and lines that load it
@@ -96,12 +96,10 @@ def _write(file: Path, content: bytes, *, replacing: bool) -> None:
     """All of it or nothing."""
     import tempfile
 
-    try:
+    with writing("out", file):
         if file.exists() and not replacing:
-            raise InputError(f"export(out={str(file)!r}): the file is there already; expected a new one")
+            raise OptionError("out", file, "the file is there already; expected a new one")
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".fmeta-") as folder:
             fresh = Path(folder, "weights")
             fresh.write_bytes(content)
             fresh.replace(file)
-    except OSError as error:
-        raise InputError(f"export(out={str(file)!r}): {error}; expected a file that can be written") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fmeta.cli._words import no_such, parse, split
-from fmeta.runs._options import fields_of
+from fmeta.runs._options import OptionError, fields_of
 
 Options = TypeVar("Options")
 
@@ -40,6 +42,15 @@ class OneRun(OfRun):
     """folder of the run"""
     tasks: int | None = None
     """test tasks; the run's number if left out"""
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Around what writes to a place that an option names. Raises OptionError where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(option, path, f"{error}; expected a place that can be written") from error
 
 
 def options(command: str, kind: type[Options], arguments: list[str]) -> Options:

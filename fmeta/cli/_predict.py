@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fmeta._errors import InputError
-from fmeta.cli._options import options, positional
+from fmeta.cli._options import options, positional, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,12 +65,8 @@ def _predict(given: PredictOptions) -> None:
     )
     found = adapted.predict(given.query, on_error=given.on_error)
     if given.out is not None:
-        try:
+        with writing("out", given.out):
             write_whole(given.out, _csv(found))
-        except OSError as error:
-            raise InputError(
-                f"predict(out={str(given.out)!r}): {error}; expected a file that can be written"
-            ) from error
     show.console.print(_table(found))
     if len(found.queries) > _SHOWN:
         show.say(f"and {len(found.queries) - _SHOWN} more; --out FILE.csv writes all")
@@ -80,21 +75,13 @@ def _predict(given: PredictOptions) -> None:
 
 
 def _table(found: Predictions) -> Table:
-    from rich.table import Table
+    from fmeta.cli._show import table
 
-    from fmeta.cli._show import plain
-
+    queries, said = found.queries[:_SHOWN], found.probabilities[:_SHOWN]
     if not found.names:
-        table = Table("query", "prediction")
-        for name, row in list(zip(found.queries, found.probabilities.tolist(), strict=True))[:_SHOWN]:
-            table.add_row(*plain(name, str(row)))
-        return table
-    table = Table("query", "class")
-    table.add_column("probability", justify="right")
-    rows = zip(found.queries, found.labels(), found.probabilities.amax(-1).tolist(), strict=True)
-    for name, label, probability in list(rows)[:_SHOWN]:
-        table.add_row(*plain(name, label, f"{probability:.3f}"))
-    return table
+        return table(["query", "prediction"], [], zip(queries, map(str, said.tolist()), strict=True))
+    shares = [f"{share:.3f}" for share in said.amax(-1).tolist()]
+    return table(["query", "class"], ["probability"], zip(queries, found.labels()[:_SHOWN], shares, strict=True))
 
 
 def _csv(found: Predictions) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmeta._errors import InputError
-from fmeta.cli._options import OneRun, options
+from fmeta.cli._options import OneRun, options, writing
+from fmeta.runs._options import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,8 @@ def _report(given: ReportOptions) -> None:
 
     out = given.out or given.run / "report.html"
     if given.out is not None and not out.parent.is_dir():
-        raise InputError(
-            f"report(out={str(out)!r}): no folder {str(out.parent)!r}; expected a file in one that is there"
-        )
+        raise OptionError("out", out, f"no folder {str(out.parent)!r}; expected a file in one that is there")
     page = page_of(given, show.say)
-    try:
+    with writing("out", out):
         write_whole(out, page)
-    except OSError as error:
-        raise InputError(f"report(out={str(out)!r}): {error}; expected a file that can be written") from error
     show.say(f"report: {out}")

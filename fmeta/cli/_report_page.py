@@ -25,6 +25,7 @@ from fmeta.runs._evaluations import read_evaluation
 from fmeta.runs._experiment import Experiment, experiment
 from fmeta.runs._folder import open_run
 from fmeta.runs._load import load, measure, moved
+from fmeta.runs._options import OptionError
 from fmeta.runs._shown import Item
 from fmeta.training._checkpoint import best_checkpoint, checkpoints
 from fmeta.training._run_files import read_metrics
@@ -50,7 +51,7 @@ def page_of(given: ReportOptions, tell: Callable[[str], None]) -> str:
     of = moved(run.experiment, given.device, given.data_dir)
     tasks = of.run.eval_tasks if given.tasks is None else given.tasks
     if tasks < 2:
-        raise InputError(f"report(tasks={tasks}): expected at least 2, for an interval")
+        raise OptionError("tasks", tasks, "expected at least 2, for an interval")
     trained = result = None
     if given.checkpoint != "last" or checkpoints(run.folder / "checkpoints"):
         trained = load(run.folder, checkpoint=given.checkpoint, device=given.device, data_dir=given.data_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -27,14 +27,21 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def plain(*texts: str) -> list[Text]:
-    """Cells whose brackets are no markup: names of files and classes may hold any."""
-    return [Text(text) for text in texts]
+def table(left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Columns of words and of numbers. Brackets are no markup: names of files and classes may hold any."""
+    found = Table()
+    for column in left:
+        found.add_column(Text(column), overflow="fold")
+    for column in right:
+        found.add_column(Text(column), justify="right")
+    for row in rows:
+        found.add_row(*map(Text, row))
+    return found
 
 
 def literal(text: str) -> str:
     """For a label of matplotlib, where a dollar sign would begin a formula and an underscore hide it."""
-    return "\u200b" + text.replace("$", r"\$")
+    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def bar(scope: str) -> Callable[[int, int], Bar]:
@@ -83,39 +90,34 @@ class Bar:
 def evaluation_table(result: Evaluation, metric: Metric) -> Group:
     """The headline figure after each number of adaptation steps."""
     facts = ", ".join(f"{name} {value}" for name, value in result.protocol.items())
-    table = Table()
-    for column in ("adaptation steps", "mean", "95% interval", "median"):
-        table.add_column(column, justify="right")
     columns = result.mean(metric.name), result.interval(metric.name), result.median(metric.name)
-    for step, mean, half, median in zip(result.steps, *columns, strict=True):
-        table.add_row(str(step), metric.text(mean), f"±{metric.text(half)}", metric.text(median))
-    unit = ", %" if metric.percent else ""
-    return Group(Text(f"{metric.label or metric.name}{unit}: {facts}"), table)
+    rows = [
+        (str(step), metric.text(mean), f"±{metric.text(half)}", metric.text(median))
+        for step, mean, half, median in zip(result.steps, *columns, strict=True)
+    ]
+    figures = table([], ["adaptation steps", "mean", "95% interval", "median"], rows)
+    return Group(Text(f"{metric.label or metric.name}{', %' if metric.percent else ''}: {facts}"), figures)
 
 
 def class_table(result: Evaluation) -> Table:
     """Precision, recall, F1 and calibration, in percent."""
     assert result.calibration is not None
-    table = Table()
-    for column in ("adaptation steps", "precision", "recall", "F1", "calibration error", "95% interval"):
-        table.add_column(column, justify="right")
-    columns = [result.mean(name) for name in ("precision", "recall", "f1")]
-    rows = zip(result.steps, *columns, result.calibration.error(), result.calibration.interval(), strict=True)
-    for step, *figures, (low, high) in rows:
-        table.add_row(str(step), *(f"{100 * value:.2f}" for value in figures), f"{100 * low:.2f} to {100 * high:.2f}")
-    return table
+    shares = [result.mean(name) for name in ("precision", "recall", "f1")]
+    columns = zip(result.steps, *shares, result.calibration.error(), result.calibration.interval(), strict=True)
+    rows = [
+        [str(step), *(f"{100 * value:.2f}" for value in figures), f"{100 * low:.2f} to {100 * high:.2f}"]
+        for step, *figures, (low, high) in columns
+    ]
+    return table([], ["adaptation steps", "precision", "recall", "F1", "calibration error", "95% interval"], rows)
 
 
 def alone_table(result: Evaluation, metric: Metric) -> Group:
     """The figure without sight of the other query examples, and the difference that made."""
-    table = Table()
-    for column in ("adaptation steps", "together", "alone", "gap", "95% interval"):
-        table.add_column(column, justify="right")
     names = (metric.name, f"{metric.name} alone", f"{metric.name} gap")
-    columns = [result.mean(name) for name in names]
-    for step, *means, half in zip(result.steps, *columns, result.interval(names[-1]), strict=True):
-        table.add_row(str(step), *(metric.text(value) for value in means), f"±{metric.text(half)}")
-    return Group(Text("query examples predicted together (transductive) and alone:"), table)
+    columns = zip(result.steps, *(result.mean(name) for name in names), result.interval(names[-1]), strict=True)
+    rows = [[str(step), *map(metric.text, means), f"±{metric.text(half)}"] for step, *means, half in columns]
+    figures = table([], ["adaptation steps", "together", "alone", "gap", "95% interval"], rows)
+    return Group(Text("query examples predicted together (transductive) and alone:"), figures)
 
 
 class _Saying(logging.Handler):

@@ -110,24 +110,16 @@ def _conclude(study: Study, search: Any, command: str) -> None:
 
 
 def _table(study: Study, trials: Sequence[Any]) -> Table:
-    from rich.table import Table
-
-    from fmeta.cli._show import plain
+    from fmeta.cli._show import table
     from fmeta.runs._tuning import short
 
     metric = study.chooser.recipe.metric
-    table = Table("trial")
-    for option in study.space:
-        table.add_column(option, overflow="fold")
-    for column in (metric.name, "seconds"):
-        table.add_column(column, justify="right")
+    rows = []
     for trial in trials:
         fields = study.fields_of(trial)
         values = [short(fields[option]) if option in fields else "–" for option in study.space]
-        table.add_row(
-            *plain(str(trial.number), *values, metric.text(trial.value), f"{trial.duration.total_seconds():.1f}")
-        )
-    return table
+        rows.append([str(trial.number), *values, metric.text(trial.value), f"{trial.duration.total_seconds():.1f}"])
+    return table(["trial", *study.space], [metric.name, "seconds"], rows)
 
 
 def _plot_history(study: Study) -> None:

@@ -79,4 +79,5 @@ class Sinusoid(Recipe):
         axes.plot(support.x[:, 0].cpu(), support.y[:, 0].cpu(), "o", color="tab:green", label="support points")
         axes.set_xlabel("x")
         axes.set_ylabel("y")
+        axes.legend(fontsize="small")
         return Chart(figure, "Query error " + ", ".join(errors) + " adaptation steps.")

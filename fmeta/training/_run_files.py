@@ -168,7 +168,7 @@ class RunFiles:
 
 def write_whole(path: Path, text: str) -> None:
     """All of it or nothing, in UTF-8. Raises OSError."""
-    fresh = path.with_name(f"{path.name}.tmp")
+    fresh = path.parent / f"{path.name}.tmp"
     try:
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)

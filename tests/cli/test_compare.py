@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from fmeta.cli._run import open_run
 from PIL import Image
 
 import fmeta
 from fmeta.cli import main
 from fmeta.core.tree import tree_map
+from fmeta.runs import open_run
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none", "--eval-tasks", "6"]
 
@@ -105,8 +105,8 @@ def test_bad_input_is_named_and_leaves_nothing(runs, fails, tmp_path):
     assert f"run '{runs / 'shots'}'" in message
     assert "shots 4 where the first run has 10" in message
     assert "no recipe.json there" in fails(maml, tmp_path / "nothing")
-    assert "compare(tasks=1)" in fails(maml, runs / "anil", "--tasks", "1")
-    assert "compare(metric='accuracy'): run" in fails(maml, runs / "anil", "--metric", "accuracy")
+    assert "compare --tasks 1: " in fails(maml, runs / "anil", "--tasks", "1")
+    assert "compare --metric accuracy: run" in fails(maml, runs / "anil", "--metric", "accuracy")
     assert "not in" in fails(maml, runs / "anil", "--checkpoint", "3")
 
 
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_named(runs, tmp_path, capfd):
     (tmp_path / "file").write_text("x")
     folders = [str(runs / name) for name in ("maml", "anil")]
     assert main(["compare", *folders, "--out", str(tmp_path / "file")]) == 2
-    assert f"compare(out={str(tmp_path / 'file')!r})" in capfd.readouterr().err
+    assert f"compare --out {tmp_path / 'file'}: " in capfd.readouterr().err
 
 
 def test_omniglot_runs_of_two_learners(runs, omniglot_dir, tmp_path, capfd):
@@ -148,8 +148,8 @@ def test_omniglot_runs_of_two_learners(runs, omniglot_dir, tmp_path, capfd):
 def test_a_run_whose_figures_are_nan_can_be_compared(runs, tmp_path):
     """Weights of NaN, as a broken run leaves them."""
     broken = shutil.copytree(runs / "anil", tmp_path / "broken")
-    recipe = open_run(broken).recipe
-    like = fmeta.trainer(recipe.build_learner(), recipe.outer(), recipe.meta_gradient()).init(recipe.key())
+    of = open_run(broken).experiment
+    like = fmeta.trainer(of.build_learner(), of.optimizer(), of.phases(of.build_learner())).init(of.key())
     state = fmeta.load_checkpoint(broken / "checkpoints" / "00000004", like)
     nan = tree_map(lambda p: torch.full_like(p, torch.nan), state.meta)
     fmeta.save_checkpoint(broken / "checkpoints", state._replace(meta=nan), 4)

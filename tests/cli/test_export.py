@@ -1,6 +1,5 @@
 """`fmeta export`: plain PyTorch takes the weights of a run, and computes the same with them."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from fmeta.cli._run import open_run
-from fmeta.cli._trained import LoadOptions, load
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -19,6 +16,7 @@ import fmeta
 from fmeta.cli import main
 from fmeta.core import key, uniform
 from fmeta.core.tree import named_leaves
+from fmeta.runs import load, open_run
 
 SINUSOID = ["sinusoid", "--hidden", "8", "6", "--compile", "none"]
 GLYPHS = ["glyphs", "--width", "8", "--drawings", "4", "--ways", "3"]
@@ -66,7 +64,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FMETA_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name, options in RUNS.items():
-            assert main(["train", *options, *EVERY, "--no-tensorboard", "--run-dir", str(found[name])]) == 0
+            assert main(["train", *options, *EVERY, "--run-dir", str(found[name])]) == 0
         yield found
 
 
@@ -77,20 +75,20 @@ def export(run, file, *options):
 
 
 @pytest.mark.parametrize(
-    ("name", "network", "shape", "tolerance"),
+    ("name", "outputs", "network", "shape", "tolerance"),
     [
-        ("sinusoid", Perceptron(), (50, 1), 1e-6),
-        ("maml", Conv4(3), (12, 1, 28, 28), 1e-5),
-        ("protonet", Conv4(None), (12, 1, 28, 28), 1e-5),
+        ("sinusoid", "head", Perceptron(), (50, 1), 1e-6),
+        ("maml", "head", Conv4(3), (12, 1, 28, 28), 1e-5),
+        ("protonet", "features", Conv4(None), (12, 1, 28, 28), 1e-5),
     ],
 )
 def test_the_same_network_in_plain_pytorch_takes_the_weights_and_predicts_the_same(
-    runs, tmp_path, name, network, shape, tolerance
+    runs, tmp_path, name, outputs, network, shape, tolerance
 ):
     network.load_state_dict(export(runs[name], tmp_path / "weights.pt"), strict=True)
-    trained = load(runs[name], LoadOptions())
+    trained = load(runs[name])
     x = uniform(key(7), shape, -2.0, 2.0)
-    expected = trained.recipe.model().apply(trained.meta, x)
+    expected = trained.experiment.offer().network(outputs).apply(trained.meta, x)
     with torch.no_grad():
         found = network.eval()(x)
     assert expected.std() > 1e-2  # so that the tolerance means something
@@ -99,7 +97,7 @@ def test_the_same_network_in_plain_pytorch_takes_the_weights_and_predicts_the_sa
 
 def test_parts_of_meta_keep_their_path(runs, tmp_path):
     weights = export(runs["meta_sgd"], tmp_path / "rates.pt")
-    meta = load(runs["meta_sgd"], LoadOptions()).meta
+    meta = load(runs["meta_sgd"]).meta
     names = [f"{layer}.{part}" for layer in ("hidden1", "hidden2", "head") for part in ("weight", "bias")]
     assert weights.keys() == {f"{part}.{name}" for part in ("params", "lr") for name in names}
     for name in names:
@@ -115,7 +113,7 @@ def test_both_formats_hold_meta_and_nothing_else(runs, name, tmp_path):
     weights = export(runs[name], tmp_path / "weights.pt")
     file = tmp_path / "weights.safetensors"
     assert main(["export", str(runs[name]), "--to", "safetensors", "--out", str(file)]) == 0
-    meta = named_leaves(load(runs[name], LoadOptions()).meta)
+    meta = named_leaves(load(runs[name]).meta)
     assert type(weights) is dict
     with safe_open(file, "pt") as stored:
         assert weights.keys() == set(stored.keys()) == meta.keys()
@@ -131,9 +129,9 @@ def test_safetensors_say_where_they_come_from(runs, tmp_path):
     assert main(["export", str(runs["protonet"]), "--to", "safetensors", "--out", str(file)]) == 0
     with safe_open(file, "pt") as stored:
         facts = stored.metadata()
-    fields = json.loads(facts.pop("fields"))
+    options = json.loads(facts.pop("options"))
     assert facts == {"fmeta": fmeta.__version__, "recipe": "glyphs", "learner": "protonet", "step": "4"}
-    assert fields == json.loads(json.dumps(dataclasses.asdict(open_run(runs["protonet"]).recipe)))
+    assert options == json.loads(json.dumps(open_run(runs["protonet"]).experiment.options()))
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("torch", "pt"), ("safetensors", "safetensors")])
@@ -155,24 +153,23 @@ def test_the_checkpoint_is_chosen_by_step_or_as_best(runs, tmp_path):
     steps = sorted(int(p.name) for p in (runs["sinusoid"] / "checkpoints").iterdir())
     for which in ("best", "last", *map(str, steps)):
         weights = export(runs["sinusoid"], tmp_path / f"{which}.pt", "--checkpoint", which)
-        meta = load(runs["sinusoid"], LoadOptions(checkpoint=which)).meta
+        meta = load(runs["sinusoid"], checkpoint=which).meta
         assert all(torch.equal(weights[n], meta[n]) for n in meta)
 
 
 def test_neither_the_device_nor_the_data_of_the_run_is_needed(runs, tmp_path):
+    """Neither decides the run, so that recipe.json may say another."""
     shutil.copytree(runs["protonet"], tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    stored["recipe"] = "omniglot"
-    stored["fields"] |= {"device": "cuda:99", "data_dir": str(tmp_path / "missing")}
-    del stored["fields"]["drawings"]
+    stored["run"]["options"]["device"] = "cuda:99"
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(stored))
     weights = export(tmp_path / "run", tmp_path / "weights.pt")
-    assert weights.keys() == load(runs["protonet"], LoadOptions()).meta.keys()
+    assert weights.keys() == load(runs["protonet"]).meta.keys()
 
 
 def test_without_a_file_it_lies_in_the_run_and_is_replaced(runs):
     run = runs["sinusoid"]
-    before, names = set(run.iterdir()), load(run, LoadOptions()).meta.keys()
+    before, names = set(run.iterdir()), load(run).meta.keys()
     files = {"torch": (run / "weights.pt", torch.load), "safetensors": (run / "weights.safetensors", load_file)}
     for form, (file, read) in files.items():
         for options in ([], [], ["--out", str(run / ".." / run.name / file.name)]):
@@ -185,12 +182,12 @@ def test_without_a_file_it_lies_in_the_run_and_is_replaced(runs):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--checkpoint", "7"], "run(checkpoint='7'): not in "),
+        (["--checkpoint", "7"], "export --checkpoint 7: not in "),
         (["--checkpoint", "lst"], "did you mean 'last'"),
-        (["--out", "mine.pt"], "export(out='mine.pt'): the file is there already"),
-        (["--out", "."], "export(out='.')"),
-        (["--out", "missing/weights.pt"], "export(out='missing/weights.pt')"),
-        (["--out", "mine.pt/weights.pt"], "export(out='mine.pt/weights.pt')"),
+        (["--out", "mine.pt"], "export --out mine.pt: the file is there already"),
+        (["--out", "."], "export --out .: "),
+        (["--out", "missing/weights.pt"], "export --out missing/weights.pt: "),
+        (["--out", "mine.pt/weights.pt"], "export --out mine.pt/weights.pt: "),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(runs, tmp_path, monkeypatch, capfd, options, named):
@@ -228,9 +225,10 @@ def test_no_run_no_checkpoint_and_a_damaged_one_are_refused(runs, tmp_path, capf
     assert not (tmp_path / "weights.pt").exists()
 
 
-@pytest.mark.parametrize("options", [["--to", "onnx"], []])
-def test_another_format_is_refused_by_name(runs, capfd, options):
-    with pytest.raises(SystemExit) as stop:
-        main(["export", str(runs["sinusoid"]), *options])
-    assert stop.value.code == 2
-    assert "--to" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--to", "onnx"], "export --to onnx: known: torch, safetensors"), ([], "export: expected --to")],
+)
+def test_another_format_is_refused_by_name(runs, capfd, options, named):
+    assert main(["export", str(runs["sinusoid"]), *options]) == 2
+    assert named in capfd.readouterr().err

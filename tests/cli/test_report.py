@@ -12,20 +12,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from fmeta.cli._run import open_run
+from helpers import options_of
 from PIL import Image
 
-from fmeta.cli import Glyphs, main
+from fmeta.cli import main
+from fmeta.runs import open_run
+from fmeta.runs._folder import change_run
 
 SINUSOID = ["sinusoid", "--hidden", "4", "4", "--iterations", "4", "--compile", "none", "--eval-steps", "0", "1", "3"]
 GLYPHS = ["glyphs", "--width", "8", "--drawings", "6", "--ways", "3", "--query", "2", "--iterations", "4"]
-EVERY = ["--meta-batch", "2", "--log-every", "1", "--save-every", "2", "--eval-tasks", "8", "--no-tensorboard"]
+EVERY = ["--meta-batch", "2", "--log-every", "1", "--save-every", "2", "--eval-tasks", "8"]
 RUNS = {
     "sinusoid": [*SINUSOID, "--learner", "meta_sgd"],
     "maml": [*GLYPHS, "--eval-steps", "0", "1"],
     "protonet": [*GLYPHS, "--learner", "protonet", "--eval-tasks", "60", "--shots", "2"],
     "relation": [*GLYPHS, "--learner", "relation"],
-    "mann": [*GLYPHS, "--learner", "mann", "--norm", "group"],
+    "mann": [*GLYPHS, "--learner", "mann"],
 }
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -165,7 +167,7 @@ def test_text_and_lines_stand_out_on_a_bright_and_on_a_dark_screen(pages):
 @pytest.mark.parametrize("name", RUNS)
 def test_the_figures_are_those_of_evaluate(runs, pages, capfd, name):
     figures, page = evaluation(runs[name], capfd), Page(pages[name])
-    metric = open_run(runs[name]).recipe.metric()
+    metric = open_run(runs[name]).experiment.recipe.metric.name
     factor, digits = (100, 2) if metric == "accuracy" else (1, 4)
     cells = page.cells()
     for i, step in enumerate(figures["steps"]):
@@ -208,8 +210,8 @@ def test_a_row_of_the_confusion_matrix_sums_to_the_examples_of_its_class(runs, p
 
 @pytest.mark.parametrize("name", ["maml", "protonet", "relation"])
 def test_sample_episodes_are_the_first_test_tasks_judged_as_in_the_evaluation(runs, pages, capfd, name):
-    recipe, page = open_run(runs[name]).recipe, Page(pages[name])
-    tasks, (classes, names) = recipe.test_tasks(3), recipe.test_classes(3)
+    of, page = open_run(runs[name]).experiment, Page(pages[name])
+    recipe, tasks, (classes, names) = of.recipe, of.test_tasks(3), of.test_classes(3)
     images = page.all("img")
     support = [image for image in images if image["alt"].startswith("support")]
     query = [image for image in images if image["alt"].startswith("query")]
@@ -218,7 +220,7 @@ def test_sample_episodes_are_the_first_test_tasks_judged_as_in_the_evaluation(ru
         task, example = divmod(i, 3 * recipe.query)
         x, way = tasks.query.x[task, example, 0], int(tasks.query.y[task, example])
         assert int((pixels(image["src"]) - (255 * (1 - x)).round()).abs().max()) <= 1
-        assert image["alt"] == f"query picture of {names[classes[task, way]]}"
+        assert image["alt"] == f"query example of {names[classes[task, way]]}"
     answers = re.findall(r"is <bdi>(.*?)</bdi><br>\nsaid <bdi>(.*?)</bdi>, (\d+)%", pages[name])
     told = re.findall(r"<strong>(. \w+)</strong>", pages[name])
     assert told == ["✓ right" if truth == said else "✗ wrong" for truth, said, _ in answers]
@@ -239,7 +241,7 @@ def test_a_stream_has_no_support_set_and_no_classes_but_pictures_and_answers(pag
 def test_a_regression_shows_its_curves_and_learned_rates(pages):
     page = Page(pages["sinusoid"])
     labels = [svg["aria-label"] for svg in page.all("svg")]
-    assert sum("predictions of test task" in label for label in labels) == 3
+    assert sum(label.startswith("test task") and "Query error" in label for label in labels) == 3
     assert any(label.startswith("Learned inner rates") for label in labels)
     assert {"true curve", "support points", "after 3 steps"} <= {text for _, text in page.texts}
     assert "These tasks have no classes" in page.text
@@ -264,7 +266,7 @@ def test_fields_other_than_the_defaults_come_first_and_all_are_there(runs, pages
     assert "learner changed protonet maml" in changed
     assert "shots changed 2 1" in changed
     assert "query changed" not in unchanged
-    fields = json.loads((runs["protonet"] / "recipe.json").read_text())["fields"]
+    fields = options_of(runs["protonet"] / "recipe.json")
     assert all(re.search(rf"\b{name}\b", listed) for name in fields)
 
 
@@ -291,11 +293,11 @@ def test_tasks_and_checkpoint_are_chosen_as_for_evaluate(runs, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tasks", "1"], "report(tasks=1): expected at least 2"),
-        (["--checkpoint", "7"], "checkpoint='7'"),
-        (["--device", "gpu"], "device='gpu'"),
-        (["--out", "missing/page.html"], "report(out='missing/page.html')"),
-        (["--out", "."], "report(out='.')"),
+        (["--tasks", "1"], "report --tasks 1: expected at least 2"),
+        (["--checkpoint", "7"], "report --checkpoint 7: "),
+        (["--device", "gpu"], "report --device gpu: "),
+        (["--out", "missing/page.html"], "report --out missing/page.html: "),
+        (["--out", "."], "report --out .: "),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(runs, tmp_path, monkeypatch, capfd, options, named):
@@ -312,6 +314,28 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capfd):
     assert main(["report", str(tmp_path)]) == 2
     assert "no recipe.json there" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_evaluation_that_is_there_is_used_again(runs, tmp_path, capfd):
+    """Of the same checkpoint, tasks and options; measured anew where these differ, or where it is damaged."""
+    run = shutil.copytree(runs["maml"], tmp_path / "run")
+
+    def tests(*options):
+        capfd.readouterr()
+        page = report(run, *options)
+        return "testing step" in capfd.readouterr().out, page.text
+
+    def kept(text):  # without the date
+        return re.sub(r"20\d\d-\d\d-\d\d \d\d:\d\d", "", text)
+
+    again, page = tests()
+    assert not again
+    assert not tests("--checkpoint", "4", "--tasks", "8")[0]
+    assert tests("--tasks", "5")[0]
+    (run / "evaluation.safetensors").write_bytes((run / "evaluation.safetensors").read_bytes()[:-9])
+    again, measured = tests()
+    assert again
+    assert kept(measured) == kept(page)
 
 
 # unfinished and odd runs
@@ -339,10 +363,8 @@ def test_a_run_without_validation_says_so_and_half_a_line_is_left_out(runs, tmp_
 
 def test_an_unfinished_run_is_tested_as_it_is(runs, tmp_path):
     run = shutil.copytree(runs["sinusoid"], tmp_path / "run")
-    stored = json.loads((run / "recipe.json").read_text())
-    stored["fields"]["iterations"] = 9
-    (run / "recipe.json").write_text(json.dumps(stored))
-    (run / "evaluation.json").unlink()
+    change_run(open_run(run), open_run(run).experiment.changed(iterations=9))  # as --resume begins
+    assert not (run / "evaluation.json").exists()
     text = report(run).text
     assert "4 of 9" in text
     assert f"fmeta train --resume --run-dir {run}" in text
@@ -389,22 +411,31 @@ def test_long_metrics_stay_a_small_page(runs, tmp_path):
 
 
 SCRIPT = "<script>alert('&amp;')</script>"
+MARKED = f"""
+from dataclasses import dataclass
+from typing import ClassVar
+from fmeta.recipes import Glyphs
+
+@dataclass(frozen=True, kw_only=True)
+class Marked(Glyphs):
+    note: str = ""
+    name: ClassVar[str] = "marked {SCRIPT}"
+
+    def classes(self, split):
+        found = super().classes(split)
+        return found._replace(names=tuple(name + " {SCRIPT}" for name in found.names))
+"""
 
 
-def test_what_the_user_wrote_is_shown_and_never_markup(tmp_path, monkeypatch):
-    """In fields of the recipe, in the folder's name and in the names of classes."""
-    data = Glyphs.data
-
-    def renamed(self, split):
-        found = data(self, split)
-        return found._replace(names=tuple(f"{name} {SCRIPT}" for name in found.names))
-
-    monkeypatch.setattr(Glyphs, "data", renamed)
-    run = tmp_path / "<script>" / "run"
-    assert main(["train", GLYPHS[0], *EVERY, *GLYPHS[1:], "--adapt", SCRIPT, "--run-dir", str(run)]) == 0
+def test_what_the_user_wrote_is_shown_and_never_markup(tmp_path):
+    """In the name of a recipe and its options, in the folder's name and in the names of classes."""
+    (tmp_path / "marked.py").write_text(MARKED)
+    run, recipe = tmp_path / "<script>" / "run", ["--recipe", f"{tmp_path / 'marked.py'}:Marked"]
+    assert main(["train", *recipe, *EVERY, *GLYPHS[1:], "--note", SCRIPT, "--run-dir", str(run)]) == 0
     page = report(run)
     assert not page.all("script")
     assert str(run) in page.text
+    assert f"marked {SCRIPT}" in page.text
     assert page.cells().count(SCRIPT) == 1
     assert sum(SCRIPT in cell for cell in page.cells()) > 20
     assert sum(SCRIPT in image["alt"] for image in page.all("img")) == len(page.all("img"))

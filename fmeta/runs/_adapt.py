@@ -13,6 +13,7 @@ from fmeta.core import Examples, Learner, Tree, key, trajectory, tree
 from fmeta.evaluation import class_shares
 from fmeta.operators import over_tasks
 from fmeta.runs._experiment import Experiment, fields_in
+from fmeta.runs._folder import shapes_of
 from fmeta.runs._load import load
 from fmeta.runs._recipe import OnError, Queries, Recipe, Support
 
@@ -113,16 +114,20 @@ def adapt(
     """
     trained, here = load(run, checkpoint=checkpoint, device=device), f"adapt(run={str(run)!r})"
     of = trained.experiment
-    task = tree.tree_map(lambda t: t[0], of.test_tasks(1))
-    if not tree.tree_leaves(task.support):
+    expected = trained.run.support
+    if expected is None:
+        expected = shapes_of(tree.tree_map(lambda t: t[0], of.test_tasks(1).support.x))
+    if not expected:
         raise InputError(
             f"{here}: a run of {trained.learner.name}, which takes no support set; expected another learner"
         )
     given = support if isinstance(support, Support) else of.recipe.read_support(support, on_error)
-    _check_alike(here, given.examples, task.support)
+    came = shapes_of(given.examples.x)
+    if came != expected:
+        raise InputError(f"{here}: the support set has {_said(came)}; expected {_said(expected)}, as the run's")
     learner = trained.learner
     if given.names:
-        of = _with_ways(here, of, len(given.names), task.support)
+        of = _with_ways(here, of, len(given.names))
         learner = of.build_learner()
     place = of.device()
     examples = tree.tree_map(lambda t: t.to(place), given.examples)
@@ -136,9 +141,10 @@ def adapt(
     return Adapted(of.recipe, learner, trained.meta, fast, examples, given.names)
 
 
-def _with_ways(here: str, of: Experiment, ways: int, support: Examples) -> Experiment:
+def _with_ways(here: str, of: Experiment, ways: int) -> Experiment:
     """The experiment for so many classes, where its learner compares; checked where it has a head."""
-    trained, recipe = int(support.y.max()) + 1, of.recipe
+    recipe = of.recipe
+    trained = recipe.offer().ways if of.learner is not None else ways
     compares = of.learner is not None and "classes" in of.learner.needs
     changeable = compares and "ways" in (field.name for field in fields_in(recipe))
     if ways < 2 or (ways > trained and not changeable):
@@ -147,11 +153,5 @@ def _with_ways(here: str, of: Experiment, ways: int, support: Examples) -> Exper
     return of.changed(ways=ways) if changeable else of
 
 
-def _check_alike(here: str, given: Examples, trained: Examples) -> None:
-    """One's own examples look like those of the run's tasks."""
-    shapes = [{n: tuple(t.shape[1:]) for n, t in tree.named_leaves(e.x).items()} for e in (given, trained)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"{here}: the support set has shape {', '.join(str(list(s)) for s in shapes[0].values())}; expected "
-            f"{', '.join(str(list(s)) for s in shapes[1].values())}, as the run's"
-        )
+def _said(shapes: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} of shape {shape}".removeprefix(" of ") for name, shape in shapes.items())

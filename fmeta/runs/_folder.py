@@ -22,6 +22,7 @@ import torch
 
 from fmeta._errors import InputError
 from fmeta._version import __version__
+from fmeta.core import Task, Tree, tree
 from fmeta.execution import Scope
 from fmeta.runs._experiment import Experiment, experiment, fields_in
 from fmeta.runs._find import distribution_of, recipe_object, recipe_points
@@ -41,20 +42,29 @@ class Run(NamedTuple):
     scope: str  # what was compiled
     earlier: tuple[str, ...] = ()  # digests of experiments that fmeta itself has changed into this one
     iterations: int | None = None  # of a run of one's own Python code, as far as it has come; None: the experiment's
+    support: dict[str, list[int]] | None = None  # shape of each leaf of an example's x; None: not known
 
 
 def new_folder(of: Experiment) -> Path:
     return Path("runs", f"{of.recipe.name}-{of.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def create_run(of: Experiment, scope: str, folder: Path) -> Run:
-    """Makes the folder of a new run. Raises InputError where one is there, or it cannot be written."""
+def shapes_of(x: Tree) -> dict[str, list[int]]:
+    """The shape of each leaf of an example's x, by name, from leaves [..., example, ...] with one axis in front."""
+    return {name: list(leaf.shape[1:]) for name, leaf in tree.named_leaves(x).items()}
+
+
+def create_run(of: Experiment, scope: str, folder: Path, tasks: Task) -> Run:
+    """Makes the folder of a new run, of which `tasks` are some.
+
+    Raises InputError where one is there, or it cannot be written.
+    """
     if (folder / "recipe.json").exists():
         raise InputError(
             f"train(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "add --resume to go on with it, or choose another folder"
         )
-    run = Run(folder, of, scope)
+    run = Run(folder, of, scope, support=shapes_of(tree.tree_map(lambda t: t[0], tasks.support.x)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_experiment(folder / "recipe.json", run)
@@ -112,7 +122,7 @@ def read_experiment(file: Path) -> Run:
         scope, earlier = _known_scope(stored.get("scope", "none")), tuple(stored.get("earlier", ()))
         # what `fit` wrote from one's own code has no options of the run
         saved = checkpoints(file.parent / "checkpoints") if reference and "run" not in stored else []
-        return Run(file.parent, found, scope, earlier, saved[-1][0] if saved else None)
+        return Run(file.parent, found, scope, earlier, saved[-1][0] if saved else None, stored.get("support"))
     except OptionError as error:
         raise InputError(f"{file} is damaged: {error}; expected what fmeta wrote") from error
     except InputError:
@@ -137,6 +147,7 @@ def write_experiment(file: Path, run: Run, **more: Any) -> None:
         **parts,
         "recipe": {**parts["recipe"], **where},
         **({"earlier": list(run.earlier)} if run.earlier else {}),
+        **({"support": run.support} if run.support is not None else {}),
         **({"launch": launch()} if launch() else {}),
         **more,
     }

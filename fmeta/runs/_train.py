@@ -181,7 +181,11 @@ def _opened(
         with ranks.together(device):
             if ranks.rank == 0:
                 stack.enter_context(claimed(run.folder, resume))
-                run = create_run(asked, run.scope, run.folder) if old is None else change_run(old, asked)
+                run = (
+                    create_run(asked, run.scope, run.folder, ready.validation)
+                    if old is None
+                    else change_run(old, asked)
+                )
         yield run._replace(scope=ranks.one(run.scope)), ready
 
 

@@ -240,7 +240,7 @@ def _train(study: Study, trial: Trial, tell: Tell) -> str:
         ready = of.ready()
         every = options.validate_every or max(1, options.iterations // _VALIDATIONS)
         judged = Validation(_unset, every, metric.name, mode_of(of, metric.name), options.patience)
-        run = create_run(of, scope_here(of, tell), trial.folder)
+        run = create_run(of, scope_here(of, tell), trial.folder, ready.validation)
         fit_run(run, ready, validation=judged, loggers=[follow])
     except _Pruned as reason:
         study.prune(trial)

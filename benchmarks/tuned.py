@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 
 from _report import write
-from fmeta.cli._trained import LoadOptions, load, measure
 
 import fmeta
 from fmeta.cli import main as fmeta_command
+from fmeta.runs import load, measure
+from fmeta.runs._folder import read_experiment
 
 TUNED = ["--inner-lr", "0.001:0.1:log", "--outer-lr", "1e-4:1e-2:log", "--outer-schedule", "constant,cosine"]
 TUNED += ["--hidden", "40 40|80 80|120 120"]
@@ -30,7 +31,7 @@ def command(*words):
 def tested(folder, seed, *words):
     """A recipe trained with this seed, evaluated after one step."""
     command("train", *words, "--seed", seed, "--run-dir", folder)
-    return measure(load(folder, LoadOptions()), 1000, (1,))
+    return measure(load(folder), 1000, (1,))
 
 
 def main():
@@ -43,7 +44,8 @@ def main():
     with tempfile.TemporaryDirectory() as base:
         study = Path(base, "study")
         command("tune", "sinusoid", *TUNED, *length, "--trials", options.trials, "--run-dir", study)
-        best, trials = (json.loads((study / f"{name}.json").read_text()) for name in ("best", "trials"))
+        best = read_experiment(study / "best.json").experiment.options()
+        trials = json.loads((study / "trials.json").read_text(encoding="utf-8"))
         for seed in range(1, options.seeds + 1):
             default = tested(Path(base, f"default-{seed}"), seed, "sinusoid", *length)
             tuned = tested(Path(base, f"tuned-{seed}"), seed, "--recipe", study / "best.json")
@@ -59,7 +61,7 @@ def main():
         "protocol": {"iterations": options.iterations, "trials": options.trials, "test tasks": 1000, "space": TUNED,
                      "figure": "query error after one adaptation step: mean, half of its 95% interval over tasks"},
         "states": {s: [t["state"] for t in trials["trials"]].count(s) for s in ("finished", "pruned", "failed")},
-        "best": {field: best["fields"][field] for field in fields},
+        "best": {field: best[field] for field in fields},
         "seeds": rows,
         "means": {name: statistics.mean(row[name][0] for row in rows) for name in ("default", "tuned")},
     })  # fmt: skip

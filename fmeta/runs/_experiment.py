@@ -246,16 +246,6 @@ def offered(recipe: type[Recipe]) -> dict[str, type[LearnerRow]]:
     return {name: row for name, row in LEARNERS.items() if row.needs <= recipe.gives}
 
 
-def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
-    """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
-    if name in rows:
-        return rows[name]
-    if name in every:
-        lacks = sorted(every[name].needs - recipe.gives)
-        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
-    raise OptionError(what, name, nearest(str(name), rows))
-
-
 def takers(option: str) -> list[str]:
     """The learners and meta-gradients that have an option."""
     tables: tuple[Mapping[str, type], ...] = (LEARNERS, GRADIENTS)
@@ -288,6 +278,16 @@ def _device(name: str) -> torch.device:
 def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
     """The options of a part; none where it is no dataclass."""
     return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+
+
+def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
+    """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
+    if name in rows:
+        return rows[name]
+    if name in every:
+        lacks = sorted(every[name].needs - recipe.gives)
+        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
+    raise OptionError(what, name, nearest(str(name), rows))
 
 
 def _addressed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM ends training and `tune` as Ctrl-C does, with status 143, and every other command at once.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a screen without a letter shows a question mark
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0

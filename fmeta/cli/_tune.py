@@ -56,6 +56,7 @@ def _tune(found: Varied, arguments: list[str]) -> None:
     from fmeta.execution._interrupt import interruptible
     from fmeta.runs._processes import ended_by_sigterm
     from fmeta.runs._tuning import Search, study, usual_space
+    from fmeta.training import SaveError
 
     own, name = found.own, found.chooser.recipe.name
     space = found.axes or usual_space(found.chooser.experiment({}))
@@ -70,6 +71,8 @@ def _tune(found: Varied, arguments: list[str]) -> None:
     except (KeyboardInterrupt, SystemExit):
         show.say(f"interrupted; go on with: {command} {own.trials}")
         raise
+    except SaveError as error:
+        raise SaveError(f"{error}; go on with: {command} {own.trials}") from error
 
 
 def _again(arguments: list[str], folder: Path) -> str:

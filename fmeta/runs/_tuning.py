@@ -83,7 +83,7 @@ def study(
     if known_study(place, chooser, axes, search.storage) is None:
         check_space(chooser, axes)
     found = open_study(place, chooser, axes, search.storage)
-    with answering(f"{place}: repeat the call to go on"):
+    with answering(f"the study in {place} can go on"):
         with _workers(found, search) as others:
             _work(found, search, tell)
             for process in others:

@@ -300,7 +300,7 @@ def test_a_trial_that_diverges_or_does_not_fit_fails_with_its_message_and_the_st
 def test_a_study_whose_trials_all_fail_ends_with_the_reason(tmp_path, fails):
     options = ["--inner-lr", "1e30:1e31", "--trials", "2", "--run-dir", tmp_path / "study"]
     message = fails("tune", "sinusoid", *TINY, "--iterations", "3", *options)
-    assert "tune(trials=2): every trial failed, the last so: fit(maml)" in message
+    assert "tune --trials 2: every trial failed, the last so: fit(maml)" in message
     assert states(tmp_path / "study") == ["failed", "failed"]
     assert not (tmp_path / "study" / "best.json").exists()
 
@@ -358,17 +358,17 @@ def test_a_space_that_does_not_fit_is_named_before_the_folder_is_made(tmp_path, 
 
 
 def test_an_option_is_tuned_for_the_learners_that_take_it(tmp_path):
-    """`damping` is imaml's alone, `maml.inner_lr` addresses one; the others keep their default."""
-    space = ["--learner", "maml,imaml", "--damping", "1:3", "--maml.inner-lr", "0.1,0.2", "--sampler", "grid"]
+    """`context` is cavia's alone, `maml.inner_lr` addresses one; the others keep their default."""
+    space = ["--learner", "maml,cavia", "--context", "1:3", "--maml.inner-lr", "0.1,0.2", "--sampler", "grid"]
     command = ["tune", "sinusoid", *TINY, "--iterations", "1", *space, "--grid-points", "2", "--trials", "9"]
     assert main([*command, "--run-dir", str(tmp_path / "study")]) == 0
     assert proposed(tmp_path / "study") == [
         {"learner": "maml", "maml.inner_lr": 0.1}, {"learner": "maml", "maml.inner_lr": 0.2},
-        {"learner": "imaml", "damping": 1.0}, {"learner": "imaml", "damping": 3.0},
+        {"learner": "cavia", "context": 1}, {"learner": "cavia", "context": 3},
     ]  # fmt: skip
     own = [options_of(tmp_path / "study" / f"trial-{n:04d}" / "recipe.json") for n in range(4)]
-    assert [(o["learner"], o["inner_lr"], o.get("damping")) for o in own] == [
-        ("maml", 0.1, None), ("maml", 0.2, None), ("imaml", 0.01, 1.0), ("imaml", 0.01, 3.0),
+    assert [(o["learner"], o["inner_lr"], o.get("context")) for o in own] == [
+        ("maml", 0.1, None), ("maml", 0.2, None), ("cavia", 0.01, 1), ("cavia", 0.01, 3),
     ]  # fmt: skip
 
 
@@ -395,7 +395,7 @@ def test_a_study_that_differs_is_refused_by_what_differs(study, fails):
     command = ["--trials", "9", "--run-dir", study]
     assert "the study in" in (message := fails("tune", "omniglot", *command, "--data-dir", "x"))
     assert "is of sinusoid" in message
-    assert "inner_lr: '0.001|0.002|0.003|0.004|0.005|1' in the study, '0.1:1.0' asked for" in fails(
+    assert "inner_lr: '0.001|0.002|0.003|0.004|0.005|1.0' in the study, '0.1:1.0' asked for" in fails(
         *RATES[:-3], "0.1:1", *RATES[-2:], *command
     )
     assert "iterations: 20 in the study, 30 asked for" in fails(*GRID, "--iterations", "30", *command)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from fmeta._errors import InputError
 from fmeta._objects import find_object
-from fmeta.cli._words import Unknown, Words, axes_of, parse, space_of, split, value_of
+from fmeta.cli._words import Unknown, Words, axes_of, flags_of, read, space_of, split, values
 from fmeta.runs._experiment import Experiment, experiment, offered, unknown_option
 from fmeta.runs._find import is_object, recipe_class, recipe_object
 from fmeta.runs._gradient_rows import GRADIENTS
@@ -48,7 +48,7 @@ def named(command: str, arguments: Sequence[str], *, varied: bool = False) -> Na
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     rest = list(arguments[1:] if name is not None else arguments)
     kind = recipe_class(name or DEFAULT)  # for what takes no value; the stored one may be another
-    words = split(command, rest, ["help"] if varied else _flags([Where, *_every(kind)]))
+    words = split(command, rest, ["help"] if varied else flags_of([Where, *_every(kind)]))
     base = _stored(words) if command == "train" or words.value("recipe") else None
     if base is not None and name is not None and base.recipe.name != name:
         where = words.value("recipe") or words.value("run_dir")
@@ -73,13 +73,12 @@ def choose(command: str, at: Named, own: Any) -> tuple[Experiment, Any]:
             if not table:
                 raise OptionError(what, name, f"recipe {at.kind.name} brings its own {what}; leave it out")
             base = base.changed(**{what: name})
-    parts = {"choice": _choice(base, rows), **dict(base.parts()), "where": own}
+    parts = {"choice": _choice(base, rows), **dict(base.parts()), "own": own}
     parts = {name: part for name, part in parts.items() if dataclasses.is_dataclass(part)}
-    kinds = [type(part) for part in parts.values()]
-    about = (at.kind.__doc__ or "").strip()
-    found = parse(f"fmeta {command} {at.kind.name}", about, parts, at.words, _unknown(kinds, rows))
-    chosen = {name: found.get(name, getattr(base, name)) for name in ("recipe", "learner", "gradient", "run")}
-    return dataclasses.replace(base, **chosen), found["where"]
+    unknown, about = _unknown([type(part) for part in parts.values()], rows), (at.kind.__doc__ or "").strip()
+    found = read(f"{command} {at.kind.name}", about, parts, at.words, unknown)
+    mine = {name: found.pop(name) for name in fields_of(type(own)) if name in found}
+    return base.changed(**found), dataclasses.replace(own, **mine)
 
 
 class Varied(NamedTuple):
@@ -93,29 +92,20 @@ class Varied(NamedTuple):
 def vary(command: str, arguments: Sequence[str], own: Any, *, ranges: bool) -> Varied:
     """For commands in which options have several values, or, with `ranges`, ranges."""
     at = named(command, arguments, varied=True)
-    rows, mine = offered(at.kind), fields_of(type(own)) | {"recipe": str}
+    rows, mine = offered(at.kind), fields_of(type(own))
     if at.words.value("help") is not None:
         choose(command, at, own)  # prints it and leaves
-    hints = _hints(at.kind)
-    ours = at.words._replace(options=[pair for pair in at.words.options if pair[0] in mine])
-    theirs = at.words._replace(options=[pair for pair in at.words.options if pair[0] not in mine])
-    parsed = parse(
-        f"fmeta {command} {at.kind.name}", "", {"own": own}, ours.without("recipe"), _unknown([type(own)], rows)
-    )
-    for option, values in theirs.options:
-        bare = option.removeprefix("no_") if hints.get(option.removeprefix("no_")) is bool else option
-        if bare not in hints:
-            raise unknown_option(option, " ".join(values), _parts(at, theirs), rows)
+    hints, theirs = _hints(at.kind), at.words.without(*mine, "recipe")
+    unknown = _unknown([*_parts(at, theirs), type(own)], rows)
     varied, axes = space_of(theirs, hints) if ranges else axes_of(theirs, hints)
-    fixed = {}
-    for option, values in varied.options:
-        bare = option.removeprefix("no_") if option not in hints else option
-        fixed[bare] = value_of(option, values, hints[bare]) if option == bare else False
-    stored = at.base.options() if at.words.value("recipe") else {}
-    own_fields = fields_of(at.kind)
-    stored = {name: value for name, value in stored.items() if name not in own_fields and name not in axes}
-    recipe: Any = at.base.recipe if at.words.value("recipe") else at.kind
-    return Varied(Chooser(recipe, at.base.reference, stored | fixed), axes, parsed["own"])
+    fixed = values(varied, hints, unknown)
+    given = values(at.words.without(*(option for option, _ in theirs.options), "recipe"), mine, unknown)
+    recipe: Any = at.kind
+    stored = dict[str, Any]()
+    if at.words.value("recipe"):
+        recipe, own_fields = at.base.recipe, fields_of(at.kind)
+        stored = {n: v for n, v in at.base.options().items() if n not in own_fields and n not in axes}
+    return Varied(Chooser(recipe, at.base.reference, stored | fixed), axes, dataclasses.replace(own, **given))
 
 
 def _stored(words: Words) -> Experiment | None:
@@ -169,15 +159,9 @@ def _hints(kind: type[Recipe]) -> dict[str, Any]:
     return hints | {"gradient": Literal[tuple(GRADIENTS)]} | ({"learner": Literal[tuple(LEARNERS)]} if rows else {})
 
 
-def _flags(kinds: Sequence[type]) -> list[str]:
-    """The options that take no value."""
-    found = [name for kind in kinds for name, hint in fields_of(kind).items() if hint is bool]
-    return ["help", *found, *(f"no_{name}" for name in found)]
-
-
 def _parts(at: Named, words: Words) -> list[type]:
-    chosen = {name: words.value(name) for name in ("learner", "gradient")}
-    return Chooser(at.kind, "", {n: v for n, v in chosen.items() if v}).parts({})
+    chosen = {"learner": offered(at.kind), "gradient": GRADIENTS}  # where one is chosen, not several
+    return Chooser(at.kind, "", {n: words.value(n) for n, rows in chosen.items() if words.value(n) in rows}).parts({})
 
 
 def _unknown(kinds: Sequence[type], rows: dict[str, Any]) -> Unknown:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fmeta.cli._words import no_such, parse, split
-from fmeta.runs._options import OptionError, fields_of
+from fmeta.cli._words import flags_of, no_such, read, split
+from fmeta.runs._options import OptionError
 
 Options = TypeVar("Options")
 
@@ -55,8 +55,6 @@ def writing(option: str, path: Path) -> Iterator[None]:
 
 def options(command: str, kind: type[Options], arguments: list[str]) -> Options:
     """The options of a command whose options are always the same."""
-    hints = fields_of(kind)
-    words = split(command, arguments, ["help", *(name for name, hint in hints.items() if hint is bool)])
-    named = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("positional")]  # type: ignore[arg-type]
-    parsed = parse(f"fmeta {command}", (kind.__doc__ or "").strip(), {"options": kind}, words, no_such(named))
-    return parsed["options"]
+    words = split(command, arguments, flags_of([kind]))
+    known = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("positional")]  # type: ignore[arg-type]
+    return kind(**read(command, (kind.__doc__ or "").strip(), {"class": kind}, words, no_such(known)))

@@ -170,80 +170,61 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-# ---- parsing -------------------------------------------------------------------------------------
+# ---- what they say -------------------------------------------------------------------------------
 
 
-def check_words(words: Words, hints: Mapping[str, Any], unknown: Unknown) -> None:
-    """Raises OptionError for an option that is not there, and for a value that it cannot have."""
-    for option, values in words.options:
+def values(words: Words, hints: Mapping[str, Any], unknown: Unknown) -> dict[str, Any]:
+    """What the options say, by name; `--no-x` turns x off.
+
+    Raises OptionError for an option that is not there, and for a value that it cannot have.
+    """
+    found = dict[str, Any]()
+    for option, texts in words.options:
         bare = option.removeprefix("no_") if hints.get(option.removeprefix("no_")) is bool else option
-        if option in ("help", "version"):
-            continue
         if bare not in hints:
-            raise unknown(option, " ".join(values))
-        if option == bare:
-            value_of(option, values, hints[bare])
+            raise unknown(option, " ".join(texts))
+        found[bare] = value_of(option, texts, hints[bare]) if option == bare else False
+    return found
 
 
-def parse(prog: str, about: str, parts: Mapping[str, Any], words: Words, unknown: Unknown) -> dict[str, Any]:
-    """The parts, dataclasses of options, with what the words say.
+def read(prog: str, about: str, parts: Mapping[str, Any], words: Words, unknown: Unknown) -> dict[str, Any]:
+    """What the words say, by option; `--help` prints the options and leaves.
 
     Args:
         prog: the command, for its help.
         about: what the help says first.
-        parts: by name, an instance whose values are the defaults, or a class.
+        parts: by name, dataclasses of options: an instance, whose values are the defaults, or a class.
         words: the options; free words are for positional fields.
         unknown: makes the error for an option that no part has.
     """
     kinds = {name: part if isinstance(part, type) else type(part) for name, part in parts.items()}
-    free = {f.name for kind in kinds.values() for f in dataclasses.fields(kind) if f.metadata.get("positional")}
-    hints = {n: hint for kind in kinds.values() for n, hint in fields_of(kind).items() if n not in free}
-    check_words(words, hints, unknown)
-    _check_free(prog, words, kinds)
-    fields = [(name, kind) for name, kind in kinds.items() if dataclasses.fields(kind)]
-    both = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": about})
-    given = {name: part for name, part in parts.items() if not isinstance(part, type)}
-    whole = len(given) == len(parts)
-    default = {"default": both(**{name: given[name] for name, _ in fields})} if whole else {}
-    bare = (tyro.conf.OmitArgPrefixes,)
-    parsed = tyro.cli(both, args=_typed(words, hints), prog=prog, config=bare, **default)
-    return {name: getattr(parsed, name) if any(name == n for n, _ in fields) else given[name] for name in kinds}
-
-
-def _typed(words: Words, hints: Mapping[str, Any]) -> list[str]:
-    """For tyro, which wants `--no-x` for a switch that is off."""
-    found = list(words.free)
-    for option, values in words.options:
-        if option == "help":
-            found.append("--help")
-        elif hints.get(option) is bool:
-            found.append(spelled(option if value_of(option, values, bool) else f"no_{option}"))
-        else:
-            many = get_origin(hints.get(option)) is tuple
-            found += [spelled(option), *(" ".join(values).split() if many else values)]
+    if words.value("help") is not None:
+        fields = [(name, kind) for name, kind in kinds.items() if dataclasses.fields(kind)]
+        every = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": about})
+        given = {} if parts.keys() == {"class"} else {"default": every(**{name: parts[name] for name, _ in fields})}
+        tyro.cli(every, args=["--help"], prog=f"fmeta {prog}", config=(tyro.conf.OmitArgPrefixes,), **given)
+    options = [field for kind in kinds.values() for field in dataclasses.fields(kind)]
+    places = [field for field in options if field.metadata.get("positional")]
+    hints = {name: hint for kind in kinds.values() for name, hint in fields_of(kind).items()}
+    found = values(words, {n: hint for n, hint in hints.items() if n not in {f.name for f in places}}, unknown)
+    many = any(field.metadata["many"] for field in places)
+    if len(words.free) > len(places) and not many:
+        expected = f"{len(places)}" if places else "options, each with -- in front"
+        raise InputError(f"{prog}: {words.free[len(places)]!r} is too much; expected {expected}")
+    for field in places[len(words.free) :]:
+        raise InputError(f"{prog}: expected {field.name.upper()}, {field.metadata['positional']}")
+    for field, word in zip(places, words.free, strict=False):
+        found[field.name] = tuple(map(Path, words.free)) if field.metadata["many"] else Path(word)
+    for field in options:
+        if field.default is dataclasses.MISSING and field.name not in found and field not in places:
+            raise InputError(f"{prog}: expected {spelled(field.name)}")
     return found
 
 
-def _check_free(prog: str, words: Words, kinds: Mapping[str, type]) -> None:
-    if any(option == "help" for option, _ in words.options):
-        return
-    wanted = [f for kind in kinds.values() for f in dataclasses.fields(kind) if f.metadata.get("positional")]
-    many = any(f.metadata.get("many") for f in wanted)
-    if len(words.free) > len(wanted) and not many:
-        extra = words.free[len(wanted)]
-        expected = f"{len(wanted)}" if wanted else "options, each with -- in front"
-        raise InputError(f"{prog}: {extra!r} is too much; expected {expected}")
-    if len(words.free) < len(wanted):
-        raise InputError(f"{prog}: expected {wanted[len(words.free)].name.upper()}, {wanted[0].metadata['positional']}")
-    required = [
-        f.name
-        for kind in kinds.values()
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f not in wanted
-    ]
-    for name in required:
-        if words.value(name) is None:
-            raise InputError(f"{prog}: expected {spelled(name)}")
+def flags_of(kinds: Sequence[type]) -> list[str]:
+    """The options that take no value."""
+    found = [name for kind in kinds for name, hint in fields_of(kind).items() if hint is bool]
+    return ["help", *found, *(f"no_{name}" for name in found)]
 
 
 def no_such(known: Sequence[str]) -> Unknown:

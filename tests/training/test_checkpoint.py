@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from fmeta.cli._trained import read_chosen
 
 import fmeta
 from fmeta.core import InputError, key
 from fmeta.core.tree import named_leaves, tree_leaves, tree_map, tree_structure
+from fmeta.runs._load import read_chosen
 from fmeta.training import load_checkpoint, save_checkpoint
 from fmeta.training._checkpoint import checkpoints, prune, read_checkpoint
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmeta.cli._choose import vary
-from fmeta.cli._options import writing
 from fmeta.runs._grid import Point, grid
-from fmeta.runs._options import OptionError
+from fmeta.runs._options import OptionError, spelled_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,14 +49,9 @@ def _ablate(points: Sequence[Point], own: AblateOptions) -> None:
     folder = own.run_dir or Path("runs", f"ablation-{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with show.measurements():
         found = ablate(points, folder, seeds=own.seeds, tell=show.say, progress=show.bar("none"))
-    _plot(folder / "ablation.png", found, recipe.metric)
     show.say(f"{recipe.name}, {recipe.metric.name} after the last adaptation step:")
     show.console.print(_table(found, recipe.metric))
     show.say(f"kept in: {folder}")
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Table:
@@ -67,24 +61,6 @@ def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Tabl
     for combination, figures in found:
         halves = [f"±{metric.text(half)}" for half in (figures.over_seeds, figures.over_tasks)]
         counts = [str(len(combination.runs)), str(len(combination.runs) - len(figures.means))]
-        values = [_text(combination.fields[f]) if f in combination.fields else "–" for f in fields]
+        values = [spelled_out(combination.fields[f]) if f in combination.fields else "–" for f in fields]
         rows.append([*values, metric.text(figures.mean), *halves, *counts])
     return table(fields, [metric.name, "95% over seeds", "95% over tasks", "runs", "diverged"], rows)
-
-
-def _plot(path: Path, found: Sequence[tuple[Combination, Figures]], metric: Metric) -> None:
-    """Each run, and the mean of each combination with its 95% interval over seeds."""
-    from fmeta.cli._show import literal
-    from fmeta.runs._plots import blank
-
-    figure = blank(2 + 1.2 * len(found), 4)
-    axes = figure.subplots()
-    for place, (_, figures) in enumerate(found):
-        axes.plot([place] * len(figures.means), figures.means, ".", color="grey")
-        axes.errorbar([place], [figures.mean], yerr=[figures.over_seeds], marker="o", capsize=4, color="tab:blue")
-    labels = ["\n".join(literal(f"{f} {_text(value)}") for f, value in c.fields.items()) for c, _ in found]
-    axes.set_xticks(range(len(found)), labels, fontsize="small")
-    axes.set_ylabel(metric.label or metric.name)
-    axes.grid(alpha=0.3, axis="y")
-    with writing("run_dir", path.parent):
-        figure.savefig(path, dpi=110)

@@ -160,7 +160,7 @@ def _hints(kind: type[Recipe]) -> dict[str, Any]:
 
 
 def _parts(at: Named, words: Words) -> list[type]:
-    chosen = {"learner": offered(at.kind), "gradient": GRADIENTS}  # where one is chosen, not several
+    chosen: dict[str, Any] = {"learner": offered(at.kind), "gradient": GRADIENTS}  # where one is chosen, not several
     return Chooser(at.kind, "", {n: words.value(n) for n, rows in chosen.items() if words.value(n) in rows}).parts({})
 
 

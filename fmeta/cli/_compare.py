@@ -109,8 +109,7 @@ def _differences_table(differences: dict[str, Comparison], metric: Metric) -> Ta
 
 def _plot_adaptation(path: Path, results: dict[str, Evaluation], metric: Metric) -> None:
     """The metric over adaptation steps, with 95% intervals."""
-    from fmeta.cli._show import literal
-    from fmeta.runs._plots import blank
+    from fmeta.runs._plots import blank, literal
 
     figure = blank(6, 4)
     axes = figure.subplots()
@@ -127,8 +126,7 @@ def _plot_adaptation(path: Path, results: dict[str, Evaluation], metric: Metric)
 
 def _plot_differences(path: Path, differences: dict[str, Comparison]) -> None:
     """Each task's difference to the first run, and their mean with its 95% interval."""
-    from fmeta.cli._show import literal
-    from fmeta.runs._plots import blank
+    from fmeta.runs._plots import blank, literal
 
     others = list(differences.items())[1:]
     figure = blank(2 + 2 * len(others), 4)

@@ -16,10 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
-from fmeta.cli._show import literal
 from fmeta.evaluation import Evaluation
 from fmeta.runs import Metric
-from fmeta.runs._plots import curve_figure
+from fmeta.runs._plots import curve_figure, literal
 
 _POINTS = 400  # of a line, at most: more would only make the page heavy
 _SHARES = ("step", "sampling", "validation", "checkpoint")

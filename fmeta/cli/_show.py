@@ -39,11 +39,6 @@ def table(left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str
     return found
 
 
-def literal(text: str) -> str:
-    """For a label of matplotlib, where a dollar sign would begin a formula and an underscore hide it."""
-    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
 def bar(scope: str) -> Callable[[int, int], Bar]:
     """Makes the progress bar of a run that is compiled so."""
     return lambda total, done: Bar(console, total, done, "starting" if scope == "none" else "compiling")

@@ -87,6 +87,7 @@ def _conclude(study: Study, search: Any, command: str) -> None:
     from collections import Counter
 
     from fmeta.cli import _show as show
+    from fmeta.runs._plots import history_figure, importance_figure
     from fmeta.runs._study import state_of
 
     found, best, metric = study.trials(), study.ranked(), study.chooser.recipe.metric
@@ -96,11 +97,11 @@ def _conclude(study: Study, search: Any, command: str) -> None:
         raise InputError(f"tune(trials={search.trials}): every trial failed, the last so: {reason}")
     show.say(f"{', '.join(f'{number} {state}' for state, number in count.items())}; kept in {study.folder}")
     if best:
-        _plot_history(study)
+        history_figure(study).savefig(study.folder / "history.png", dpi=110)
         if len(best) < _FEWEST or len(study.space) < 2:
             show.say(f"no importance.png: it takes {_FEWEST} finished trials and two options")
         else:
-            _plot_importance(study)
+            importance_figure(study).savefig(study.folder / "importance.png", dpi=110)
         show.say(f"the best by {metric.name} on the validation tasks:")
         show.console.print(_table(study, best[:_SHOWN]))
         show.say(f"train the best: fmeta train --recipe {shlex.quote(str(study.folder / 'best.json'))}")
@@ -123,40 +124,3 @@ def _table(study: Study, trials: Sequence[Any]) -> Table:
         values = [short(fields[option]) if option in fields else "–" for option in study.space]
         rows.append([str(trial.number), *values, metric.text(trial.value), f"{trial.duration.total_seconds():.1f}"])
     return table(["trial", *study.space], [metric.name, "seconds"], rows)
-
-
-def _plot_history(study: Study) -> None:
-    """Each trial's figure, and the best so far."""
-    import itertools
-
-    from fmeta.runs._plots import blank
-    from fmeta.runs._study import state_of
-
-    figure = blank(6, 4)
-    axes = figure.subplots()
-    for state, marker, color in (("pruned", "x", "grey"), ("finished", "o", "tab:blue")):
-        shown = [(t.number, t.value) for t in study.trials() if state_of(t) == state]
-        if shown:
-            axes.plot(*zip(*shown, strict=True), marker, color=color, label=state)
-    finished = sorted(study.ranked(), key=lambda trial: trial.number)
-    best = itertools.accumulate((t.value for t in finished), min if study.minimises else max)
-    axes.step([t.number for t in finished], list(best), where="post", color="tab:red", label="best so far")
-    if study.minimises:
-        axes.set_yscale("log")
-    axes.set_xlabel("trial")
-    axes.set_ylabel(f"validation {study.chooser.recipe.metric.name}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(study.folder / "history.png", dpi=110)
-
-
-def _plot_importance(study: Study) -> None:
-    """What decides whether a trial is among the best, by option."""
-    from fmeta.runs._plots import blank
-
-    shares = study.importance()
-    figure = blank(6, 1.2 + 0.4 * len(shares))
-    axes = figure.subplots()
-    axes.barh(list(shares)[::-1], list(shares.values())[::-1])
-    axes.set_xlabel("importance (PED-ANOVA)")
-    figure.savefig(study.folder / "importance.png", dpi=110)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 import tyro
 
 from fmeta._errors import InputError
-from fmeta.runs._options import OptionError, UnknownOption, check_value, fields_of
+from fmeta.runs._options import OptionError, UnknownOption, check_value, fields_of, spelled_out
 from fmeta.runs._space import Choice, Range
 
 Unknown = Callable[[str, Any], Exception]  # option, value -> the error for it
@@ -143,7 +143,7 @@ def space_of(words: Words, hints: Mapping[str, Any]) -> tuple[Words, dict[str, R
         else:
             rest.append((option, values))
     fixed, axes = axes_of(words._replace(options=rest), hints)
-    space |= {option: Choice({_text(v): v for v in values}) for option, values in axes.items()}
+    space |= {option: Choice({spelled_out(v): v for v in values}) for option, values in axes.items()}
     given = [option for option, _ in words.options]
     for option in space:
         if given.count(option) > 1:
@@ -164,10 +164,6 @@ def _range(option: str, number: type, text: str) -> Range:
         return Range(*ends, log=bool(scale))
     except InputError as error:
         raise OptionError(option, text, str(error)) from error
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 # ---- what they say -------------------------------------------------------------------------------

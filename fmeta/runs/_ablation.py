@@ -17,6 +17,8 @@ from fmeta.runs._experiment import Experiment
 from fmeta.runs._folder import check_resume, open_run
 from fmeta.runs._grid import Point
 from fmeta.runs._load import stored_evaluation
+from fmeta.runs._options import spelled_out
+from fmeta.runs._plots import seeds_figure
 from fmeta.runs._train import Progress, Tell, train
 from fmeta.training import NonFiniteError
 from fmeta.training._run_files import write_whole
@@ -44,7 +46,7 @@ class Figures(NamedTuple):
 def ablate(
     points: Sequence[Point], folder: Path, *, seeds: int, tell: Tell, progress: Progress | None = None
 ) -> list[tuple[Combination, Figures]]:
-    """Trains what is not trained yet below the folder, and writes ablation.json there.
+    """Trains what is not trained yet below the folder, and writes ablation.json and ablation.png there.
 
     Raises InputError, before anything trains, for what does not fit, and where the folder holds other runs.
     """
@@ -64,6 +66,11 @@ def ablate(
     ]
     facts = {"recipe": points[0].experiment.recipe.name, "metric": metric, "seeds": seeds}
     write_whole(folder / "ablation.json", json.dumps({**facts, "combinations": stored}, indent=1) + "\n")
+    shown = {
+        "\n".join(f"{n} {spelled_out(v)}" for n, v in c.fields.items()): f
+        for c, f in zip(combinations, found, strict=True)
+    }
+    seeds_figure(shown, points[0].experiment.recipe.metric).savefig(folder / "ablation.png", dpi=110)
     return list(zip(combinations, found, strict=True))
 
 
@@ -90,16 +97,14 @@ def _combinations(folder: Path, points: Sequence[Point], seeds: int) -> list[Com
     """With a folder for every run, the same for the same grid."""
     named: dict[str, Combination] = {}
     for fields, of in points:
-        name = re.sub(r"[^\w.,=+-]", "_", ",".join(f"{f}={_word(value)}" for f, value in fields.items())) or "recipe"
+        name = (
+            re.sub(r"[^\w.,=+-]", "_", ",".join(f"{f}={spelled_out(value)}" for f, value in fields.items())) or "recipe"
+        )
         if name in named:
             raise InputError(f"ablate: two combinations would share the folder {name!r}; leave out one of the values")
         each = [dataclasses.replace(of, run=dataclasses.replace(of.run, seed=of.run.seed + n)) for n in range(seeds)]
         named[name] = Combination(fields, {folder / name / f"seed-{e.run.seed}": e for e in each})
     return list(named.values())
-
-
-def _word(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _state(place: Path, of: Experiment) -> str:

@@ -166,6 +166,11 @@ def check_value(option: str, value: Any, hint: Any) -> None:
         raise OptionError(option, value, f"{error}; expected {getattr(hint, '__name__', hint)}") from error
 
 
+def spelled_out(value: Any) -> str:
+    """A value as it is typed: several numbers with spaces between."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def registered(rows: dict[str, type], name: str) -> Callable[[type[Part]], type[Part]]:
     """A decorator that puts a row into its table under its name."""
 

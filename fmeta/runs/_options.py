@@ -75,6 +75,8 @@ class RunOptions:
     """figure of the validation by which the best checkpoint is chosen: loss, or the recipe's own"""
     patience: int = 0
     """validations that may be no better than the best before training stops; 0 never stops"""
+    tensorboard: bool = True
+    """write events for TensorBoard too, where that is installed"""
     skip_nonfinite: bool = False
     """leave tasks out whose loss or gradient is not finite, and count them"""
     eval_tasks: int = 1000
@@ -83,7 +85,7 @@ class RunOptions:
     """adaptation steps after which the test measures, for learners with an inner loop"""
 
     movable: ClassVar[tuple[str, ...]] = (  # what a run may change on the way and stay itself
-        "device", "threads", "log_every", "save_every", "validate_every", "monitor", "patience",
+        "device", "threads", "tensorboard", "log_every", "save_every", "validate_every", "monitor", "patience",
         "skip_nonfinite", "eval_tasks", "eval_steps",
     )  # fmt: skip
 

@@ -80,7 +80,7 @@ def train(
         with _opened(asked, place, resume, ranks, say) as (run, ready):
             found = checkpoints(run.folder / "checkpoints") if resume and ranks.rank == 0 else []
             since = found[-1][0] if found else 0
-            events = _events(run.folder, since) if ranks.rank == 0 else []
+            events = _events(run.folder, since) if ranks.rank == 0 and asked.run.tensorboard else []
             over = f", {ranks.count} processes" if ranks.count > 1 else ""
             say(f"{asked.recipe.name}: {ready.learner.name}, compile {run.scope}{over}, run folder {run.folder}")
             with contextlib.ExitStack() as stack:

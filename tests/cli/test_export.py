@@ -64,7 +64,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FMETA_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name, options in RUNS.items():
-            assert main(["train", *options, *EVERY, "--run-dir", str(found[name])]) == 0
+            assert main(["train", *options, *EVERY, "--no-tensorboard", "--run-dir", str(found[name])]) == 0
         yield found
 
 

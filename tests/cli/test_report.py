@@ -21,7 +21,7 @@ from fmeta.runs._folder import change_run
 
 SINUSOID = ["sinusoid", "--hidden", "4", "4", "--iterations", "4", "--compile", "none", "--eval-steps", "0", "1", "3"]
 GLYPHS = ["glyphs", "--width", "8", "--drawings", "6", "--ways", "3", "--query", "2", "--iterations", "4"]
-EVERY = ["--meta-batch", "2", "--log-every", "1", "--save-every", "2", "--eval-tasks", "8"]
+EVERY = ["--meta-batch", "2", "--log-every", "1", "--save-every", "2", "--eval-tasks", "8", "--no-tensorboard"]
 RUNS = {
     "sinusoid": [*SINUSOID, "--learner", "meta_sgd"],
     "maml": [*GLYPHS, "--eval-steps", "0", "1"],

@@ -458,6 +458,58 @@ def test_a_recipe_that_is_not_there_or_clashes_is_refused(trained, tmp_path, fai
     assert not (tmp_path / "run").exists()
 
 
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from fmeta.recipes import Sinusoid
+
+@dataclass(frozen=True, kw_only=True)
+class Waves(Sinusoid):
+    name: ClassVar[str] = "waves [/b]"
+    loudness: float = 1.0
+
+quiet = Waves(loudness=0.5)
+"""
+
+
+def test_a_recipe_of_ones_own_stands_in_a_file(trained, tmp_path, monkeypatch, capfd):
+    """A class or a recipe; its run remembers where it stands, and is opened from any folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own_waves.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--recipe", "own_waves.py:quiet", *TINY, "--run-dir", "run"]) == 0
+    assert "waves [/b]: maml, compile none, run folder run\n" in capfd.readouterr().out
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]
+    assert stored["object"] == f"{tmp_path / 'own_waves.py'}:quiet"
+    assert (stored["options"]["loudness"], stored["options"]["hidden"]) == (0.5, [4, 4])
+    assert state_bytes(tmp_path / "run", 4) == state_bytes(trained, 4)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../run"]) == 0
+    assert main(["train", "--resume", "--run-dir", "../run", "--loudness", "0.5"]) == 0
+    assert main(["train", "--recipe", "../own_waves.py:Waves", *TINY, "--run-dir", "other", "--loudness", "2"]) == 0
+    assert options_of(tmp_path / "elsewhere" / "other" / "recipe.json")["loudness"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("own_waves.py:Wave", "has no attribute 'Wave'"),
+        ("missing.py:Waves", "FileNotFoundError"),
+        ("no_such_module:Waves", "ModuleNotFoundError"),
+        ("json:dumps", "it is a function; expected a recipe"),
+        ("broken.py:x", "ZeroDivisionError"),
+    ],
+)
+def test_a_place_without_a_recipe_is_named(tmp_path, monkeypatch, fails, place, named):
+    (tmp_path / "own_waves.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    message = fails("train", "--recipe", place, *TINY, "--run-dir", "run")
+    assert place in message
+    assert named in message
+    assert not (tmp_path / "run").exists()
+
+
 # evaluate
 
 

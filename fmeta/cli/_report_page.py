@@ -158,12 +158,12 @@ def _small(shown: Sequence[Episode | Chart]) -> bool:
 
 
 def _item(item: Item) -> dict[str, str]:
-    """A picture as a data URI, or a text."""
+    """A picture as a data URI, or a text; the other is empty."""
     if isinstance(item, str):
-        return {"text": item}
+        return {"picture": "", "text": item}
     content = io.BytesIO()
     Image.fromarray(item.cpu().contiguous().numpy()).save(content, "PNG", optimize=True)
-    return {"picture": "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()}
+    return {"picture": "data:image/png;base64," + base64.b64encode(content.getvalue()).decode(), "text": ""}
 
 
 def _figures(result: Evaluation, metric: Metric) -> list[dict[str, Any]]:

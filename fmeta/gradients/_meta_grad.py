@@ -22,7 +22,7 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
 
     Raises:
         InputError: a meta-gradient that does not fit the learner, parameters that require grad or are not floating,
-            tasks without a common task axis.
+            tasks without a common task axis, a network that torch cannot differentiate as often as it must.
     """
     chosen = gradient or learner.gradient
     if isinstance(chosen, FunctionType) and signature(chosen).return_annotation in ("MetaGradient", MetaGradient):
@@ -37,7 +37,16 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
     def checked(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         if not torch.compiler.is_compiling():
             check(meta, tasks)
-        with torch.no_grad():
-            return grads(meta, tasks)
+        try:
+            with torch.no_grad():
+                return grads(meta, tasks)
+        except NotImplementedError as error:
+            if "derivative for" not in str(error):
+                raise
+            raise InputError(
+                f"meta_grad({learner.name}): {str(error).splitlines()[0].rstrip('.')} in torch, so the network cannot "
+                "be differentiated twice; expected operations that can, such as nn.Embedding and a mean for "
+                "nn.EmbeddingBag; or take first_order()"
+            ) from error
 
     return Staged(checked, check, lambda stage: meta_grad(learner, gradient, stage))

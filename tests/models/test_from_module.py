@@ -1,5 +1,7 @@
 """from_module: a pure function that computes what the module computes."""
 
+import warnings
+
 import pytest
 import torch
 from helpers import F64
@@ -267,3 +269,15 @@ class TestRefusals:
     def test_calibration_without_frozen(self):
         with pytest.raises(fmeta.InputError, match="only norm='frozen'"):
             fmeta.from_module(conv_net(), norm="batch", calibrate=X)
+
+
+def test_a_module_that_torch_differentiates_once_is_refused_by_second_order_alone():
+    net = fmeta.from_module(nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3)))
+    learner = fmeta.maml(net, fmeta.cross_entropy, optimizer=fmeta.sgd(0.1), steps=1)
+    x, y = torch.randint(9, (2, 3, 5)), torch.arange(3).expand(2, 3)
+    tasks = fmeta.Task(fmeta.Examples(x, y), fmeta.Examples(x, y), fmeta.core.fold(fmeta.key(0), torch.arange(2)))
+    meta = learner.init(fmeta.key(0))
+    with warnings.catch_warnings(action="ignore"):  # torch has no batching rule for it
+        with pytest.raises(fmeta.InputError, match=r"maml.*_embedding_bag_backward.*twice.*first_order\(\)"):
+            fmeta.meta_grad(learner)(meta, tasks)
+        fmeta.meta_grad(learner, fmeta.first_order())(meta, tasks)

@@ -84,9 +84,7 @@ def _run_facts(run: Run, of: Experiment) -> dict[str, Any]:
         "learner": of.learner.name if of.learner is not None else "its own learner",
         "run": of.run,
         "steps": saved[-1][0] if saved else 0,
-        "iterations": of.run.iterations
-        if of.learner is not None or not saved
-        else max(of.run.iterations, saved[-1][0]),
+        "iterations": of.run.iterations if run.iterations is None else run.iterations,
         "best": best,
         "seconds": _duration(_seconds(lines)),
         "date": _moment(max(p.stat().st_mtime for p in written)),

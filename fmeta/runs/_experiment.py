@@ -130,6 +130,7 @@ class Experiment:
     def build_learner(self) -> Learner:
         own = self.recipe.own_learner()
         if own is not None:
+            _refuse(self, "learner", "precision")
             return own
         if self.learner is None:
             raise InputError(
@@ -153,7 +154,10 @@ class Experiment:
         if self.run.outer_schedule != "constant":
             decay = core.linear_decay if self.run.outer_schedule == "linear" else core.cosine_decay
             rate = decay(rate, self.run.iterations)
-        optimizer = self.recipe.own_optimizer() or (self.learner or LearnerRow()).optimizer(rate)
+        own = self.recipe.own_optimizer()
+        if own is not None:
+            _refuse(self, "optimizer", "outer_lr", "outer_schedule")
+        optimizer = own or (self.learner or LearnerRow()).optimizer(rate)
         return core.chain(core.clip_by_global_norm(self.run.clip), optimizer) if self.run.clip else optimizer
 
     def sampler(self, split: Split) -> Sampler:
@@ -278,6 +282,17 @@ def _device(name: str) -> torch.device:
 def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
     """The options of a part; none where it is no dataclass."""
     return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+
+
+def _refuse(of: Experiment, own: str, *options: str) -> None:
+    """Raises OptionError for options of the run that a part of the recipe's own does not look at."""
+    usual = made(RunOptions, type(of.recipe).defaults)
+    for option in options:
+        value = getattr(of.run, option)
+        if value != getattr(usual, option):
+            raise OptionError(
+                option, value, f"recipe {of.recipe.name} brings its own {own}, which does not look at it; leave it out"
+            )
 
 
 def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:

@@ -85,7 +85,10 @@ def open_run(folder: str | Path) -> Run:
     except OSError as error:
         what = "no recipe.json there"
         if checkpoints(folder / "checkpoints"):
-            what += ", though checkpoints; a run of fmeta.fit says where its recipe stands by recipe='module:object'"
+            what += (
+                ", though checkpoints; fmeta.fit says where the recipe of a run stands by recipe='module:object', with "
+                "resume=True later too"
+            )
         raise InputError(f"run {str(folder)!r}: {what}; expected the folder of a run") from error
     known = (run.experiment.digest(), *run.earlier)
     for step, facts in checkpoints(folder / "checkpoints"):
@@ -170,7 +173,12 @@ def differences(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 
 
 def check_resume(run: Run, asked: Experiment) -> None:
-    """Raises InputError that lists every option that differs and may not."""
+    """Raises InputError for a run of one's own Python code, and one that lists every option that differs and may not."""
+    if run.iterations is not None:
+        raise InputError(
+            f"train(resume {str(run.folder)!r}): fmeta.fit trained it from Python code, whose sampler and optimizer the "
+            "folder does not hold; expected a run of fmeta train; go on with it by the same call of fit and resume=True"
+        )
     differ = differences(run.experiment, asked)
     if differ:
         listed = ", ".join(f"{name}: {old!r} in the run, {new!r} asked for" for name, (old, new) in differ.items())

@@ -107,6 +107,8 @@ def as_chooser(recipe: Experiment | Recipe | Chooser) -> Chooser:
 def usual_space(of: Experiment) -> Space:
     """The rates of both loops, ten times lower to ten times higher, and 1 to 5 inner steps, of those there are."""
     options = of.options()
+    if of.recipe.own_optimizer() is not None:
+        del options["outer_lr"]
     space: Space = {
         name: Range(float(f"{options[name] / 10:g}"), float(f"{options[name] * 10:g}"), True)
         for name in ("inner_lr", "outer_lr")

@@ -44,12 +44,32 @@ class Figures(NamedTuple):
 
 
 def ablate(
-    points: Sequence[Point], folder: Path, *, seeds: int, tell: Tell, progress: Progress | None = None
+    points: Sequence[Point],
+    folder: str | Path,
+    *,
+    seeds: int = 3,
+    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[Combination, Figures]]:
-    """Trains what is not trained yet below the folder, and writes ablation.json and ablation.png there.
+    """Trains every point over seeds, as far as it is not trained below the folder; writes ablation.json and
+    ablation.png there.
 
-    Raises InputError, before anything trains, for what does not fit, and where the folder holds other runs.
+        of = fmeta.runs.experiment("sinusoid", iterations=100, compile="none", eval_tasks=100)
+        points = fmeta.runs.grid(of, {"inner_lr": [0.01, 0.1]})
+        for combination, figures in fmeta.runs.ablate(points, "runs/inner", seeds=2):
+            print(combination.fields, figures.mean, figures.over_seeds)
+
+    Args:
+        points: from `grid`.
+        folder: of the ablation; one that was begun goes on.
+        seeds: runs of each point, with seeds counted up from that of its experiment.
+        tell: takes a line for people before each run.
+        progress: makes what shows the steps of a run.
+
+    Raises:
+        InputError: before anything trains, for what does not fit, and where the folder holds other runs.
     """
+    folder, tell = Path(folder), tell or (lambda text: None)
     combinations = _combinations(folder, points, seeds)
     for combination in combinations:
         states = [_state(place, each) for place, each in combination.runs.items()]

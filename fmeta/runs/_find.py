@@ -26,8 +26,10 @@ def recipe_class(name: str) -> type[Recipe]:
         raise InputError(f"unknown recipe {name!r}; {nearest(name, points)}")
     try:
         found = points[name].load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"recipe {name!r} ({points[name].value}): {error}; install again what brings it") from error
+    except Exception as error:  # whatever its module may raise
+        reason = f"{points[name].value} cannot be imported: {type(error).__name__}: {error}"
+        brings = distribution_of(name) or "what brings it"
+        raise InputError(f"recipe {name!r}: {reason}; expected one that can; mend or install again {brings}") from error
     if not (isinstance(found, type) and issubclass(found, Recipe)):
         raise InputError(
             f"recipe {name!r}: {points[name].value} is no recipe; expected a subclass of fmeta.runs.Recipe"

@@ -56,6 +56,17 @@ class Chooser(NamedTuple):
                 raise unknown_option(name, value, self.parts(combinations[0]), offered(kind))
 
 
+def as_chooser(recipe: Experiment | Recipe | type[Recipe] | str | Chooser) -> Chooser:
+    """An experiment with its learner and what else is other than usual fixed, or a recipe with its own options."""
+    if isinstance(recipe, Chooser):
+        return recipe
+    of = recipe if isinstance(recipe, Experiment) else experiment(recipe)
+    learner = {} if of.learner is None else {"learner": of.learner.name}
+    usual, own = experiment(of.recipe, **learner).options(), fields_of(type(of.recipe))
+    fixed = {name: value for name, value in of.options().items() if name not in own and value != usual.get(name)}
+    return Chooser(of.recipe, of.reference, {**(learner if isinstance(recipe, Experiment) else {}), **fixed})
+
+
 class Point(NamedTuple):
     """One combination of a grid."""
 
@@ -63,12 +74,15 @@ class Point(NamedTuple):
     experiment: Experiment
 
 
-def grid(chooser: Chooser, axes: Mapping[str, Sequence[Any]]) -> list[Point]:
+def grid(recipe: Experiment | Recipe | type[Recipe] | str | Chooser, axes: Mapping[str, Sequence[Any]]) -> list[Point]:
     """Every combination of the options that have several values, each once.
+
+        of = fmeta.runs.experiment("sinusoid", iterations=100, compile="none")
+        points = fmeta.runs.grid(of, {"learner": ["maml", "meta_sgd"], "maml.inner_optimizer": ["sgd", "adam"]})
 
     Raises OptionError for an option that none of the chosen learners and meta-gradients takes.
     """
-    combinations = list(_combinations(axes))
+    chooser, combinations = as_chooser(recipe), list(_combinations(axes))
     chooser.check(combinations)
     points: dict[str, Point] = {}
     for combination in combinations:

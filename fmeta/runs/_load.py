@@ -75,6 +75,9 @@ def measure(
 ) -> Evaluation:
     """The test figures of a run.
 
+        found = fmeta.runs.measure(fmeta.runs.load("runs/NAME"), tasks=600)
+        found.mean("loss"), found.interval("loss")
+
     Args:
         trained: from `load`.
         tasks: test tasks, at least 2; None is the run's number.

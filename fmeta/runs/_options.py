@@ -146,7 +146,9 @@ class GradientRow:
 
 
 def fields_of(part: type) -> dict[str, Any]:
-    """Options -> types, of a dataclass of options."""
+    """Options -> types; none where it is no dataclass."""
+    if not dataclasses.is_dataclass(part):
+        return {}
     hints = get_type_hints(part)
     return {field.name: hints[field.name] for field in dataclasses.fields(part)}
 

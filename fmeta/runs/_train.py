@@ -52,7 +52,8 @@ def train(
 ) -> Finished:
     """Trains, tests and plots, in the folder of the run.
 
-        done = fmeta.runs.train(fmeta.runs.experiment("sinusoid", inner_steps=5), "runs/five")
+        of = fmeta.runs.experiment("sinusoid", inner_steps=5, iterations=300, compile="none", eval_tasks=100)
+        done = fmeta.runs.train(of, "runs/five")
         print(done.evaluation.mean("loss"))
 
     Where TensorBoard is installed it can show the run too. Started by torchrun, the process of rank 0 keeps the run;

@@ -21,7 +21,7 @@ from fmeta.execution import OutOfMemoryError
 from fmeta.runs._experiment import Experiment
 from fmeta.runs._find import recipe_object
 from fmeta.runs._folder import create_run
-from fmeta.runs._grid import Chooser
+from fmeta.runs._grid import Chooser, as_chooser
 from fmeta.runs._options import OptionError, fields_of
 from fmeta.runs._recipe import Recipe
 from fmeta.runs._space import Choice, Range, Space, as_space
@@ -57,8 +57,10 @@ def study(
 ) -> Study:
     """Looks for the best values of some options, by Optuna; a study that was begun in the folder goes on.
 
-        found = fmeta.runs.study(fmeta.runs.experiment("sinusoid"), {"inner_lr": Range(1e-3, 1.0, log=True)}, "runs/s")
-        found.experiment_of(found.ranked()[0])
+        of = fmeta.runs.experiment("sinusoid", iterations=100, compile="none")
+        space = {"inner_lr": fmeta.runs.Range(1e-3, 1.0, log=True), "inner_steps": [1, 5]}
+        found = fmeta.runs.study(of, space, "runs/rates", search=fmeta.runs.Search(trials=3))
+        best = found.experiment_of(found.ranked()[0])
 
     A trial is a run that is judged by the recipe's headline figure on its validation tasks after the last meta-step,
     and is given up where it falls behind the others.
@@ -76,6 +78,8 @@ def study(
     """
     chooser = as_chooser(recipe)
     axes, place, tell = as_space(space), Path(folder), tell or (lambda text: None)
+    if not axes:
+        raise InputError("study(space={}): nothing to look for; expected options with a range, or with several values")
     check_counts("study", trials=search.trials, workers=search.workers)
     if search.grid_points < 2:
         raise OptionError("grid_points", search.grid_points, "expected at least 2, the ends of a range")
@@ -91,17 +95,6 @@ def study(
         _work(found, search, tell)  # what a process that died has left
         found.keep()
     return found
-
-
-def as_chooser(recipe: Experiment | Recipe | Chooser) -> Chooser:
-    """An experiment with all its options fixed, or a recipe with those of its own."""
-    if isinstance(recipe, Chooser):
-        return recipe
-    if isinstance(recipe, Recipe):
-        return Chooser(recipe, "", {})
-    own = fields_of(type(recipe.recipe))
-    options = {name: value for name, value in recipe.options().items() if name not in own}
-    return Chooser(recipe.recipe, recipe.reference, options)
 
 
 def usual_space(of: Experiment) -> Space:

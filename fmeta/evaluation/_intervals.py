@@ -38,8 +38,9 @@ def percentiles95(resampled: Tensor) -> Tensor:
 
 
 def t_interval(values: Sequence[float]) -> float:
-    """Half the width of Student's 95% interval of the mean of a few numbers; NaN for fewer than two."""
-    if len(values) < 2:
+    """Half the width of Student's 95% interval of the mean of a few numbers; NaN for fewer than two, and where one is not
+    finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return _t975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 

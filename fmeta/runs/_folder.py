@@ -176,8 +176,8 @@ def check_resume(run: Run, asked: Experiment) -> None:
     """Raises InputError for a run of one's own Python code, and with all options that differ and may not."""
     if run.iterations is not None:
         raise InputError(
-            f"train(resume {str(run.folder)!r}): fmeta.fit trained it from Python code, whose sampler and optimizer are "
-            "not in the folder; expected a run of fmeta train; go on with it by the same call of fit and resume=True"
+            f"train(resume {str(run.folder)!r}): fmeta.fit trained it from Python code, whose sampler and optimizer "
+            "are not in the folder; expected a run of fmeta train; go on with it by the same call of fit and resume=True"
         )
     differ = differences(run.experiment, asked)
     if differ:

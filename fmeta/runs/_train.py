@@ -52,7 +52,7 @@ def train(
 ) -> Finished:
     """Trains, tests and plots, in the folder of the run.
 
-        of = fmeta.runs.experiment("sinusoid", inner_steps=5, iterations=300, compile="none", eval_tasks=100)
+        of = fmeta.runs.experiment("sinusoid", inner_steps=5, iterations=100, compile="none", eval_tasks=100)
         done = fmeta.runs.train(of, "runs/five")
         print(done.evaluation.mean("loss"))
 

@@ -22,7 +22,7 @@ from fmeta.runs._experiment import Experiment
 from fmeta.runs._find import recipe_object
 from fmeta.runs._folder import create_run
 from fmeta.runs._grid import Chooser, as_chooser
-from fmeta.runs._options import OptionError, fields_of
+from fmeta.runs._options import OptionError
 from fmeta.runs._recipe import Recipe
 from fmeta.runs._space import Choice, Range, Space, as_space
 from fmeta.runs._study import Study, Trial, answering, known_study, open_study, settled_url

@@ -117,6 +117,7 @@ def test_t_intervals_are_the_textbooks():
         half = t_interval(values)
         assert half * math.sqrt(freedom + 1) / statistics.stdev(values) == pytest.approx(point, abs=5e-4)
     assert math.isnan(t_interval([1.0]))
+    assert math.isnan(t_interval([1.0, math.inf]))
 
 
 def test_the_fingerprint_is_that_of_the_tasks():

@@ -38,8 +38,7 @@ def percentiles95(resampled: Tensor) -> Tensor:
 
 
 def t_interval(values: Sequence[float]) -> float:
-    """Half the width of Student's 95% interval of the mean of a few numbers; NaN for fewer than two, and where one is not
-    finite."""
+    """Half the width of Student's 95% interval of a few numbers' mean; NaN for fewer than two, or infinite ones."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return _t975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))

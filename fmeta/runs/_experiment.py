@@ -9,12 +9,12 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmeta._errors import InputError, nearest
-from fmeta.runs._find import recipe_class
+from fmeta.runs._find import place_of, recipe_class
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import (
@@ -28,6 +28,7 @@ from fmeta.runs._options import (
     made,
 )
 from fmeta.runs._recipe import Offer, Recipe
+from fmeta.runs._recipe_checks import brought, check_ignored, check_names, made_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
     from fmeta.core import Learner, MetaGradient, Optimizer, Task
     from fmeta.tasks import Sampler, Split
-
-
-_WORDS = ("learner", "gradient", "recipe", "run_dir", "resume", "help")  # options that are no part's
 
 
 class Ready(NamedTuple):
@@ -124,7 +122,7 @@ class Experiment:
         from fmeta.core import with_precision
 
         offer = self.recipe.offer()
-        _brought(self.recipe, "offer()", offer, isinstance(offer, Offer), "fmeta.runs.Offer")
+        brought(self.recipe, "offer()", offer, isinstance(offer, Offer), "fmeta.runs.Offer")
 
         def network(*outputs: Any, **more: Any) -> Any:
             return with_precision(offer.network(*outputs, **more), self.run.precision, self.device())
@@ -155,7 +153,7 @@ class Experiment:
     def sampler(self, split: Split) -> Sampler:
         """The learner's tasks of a split, on the device of the run."""
         source = (self.learner or LearnerRow()).sampler(self.recipe, split, self.device())
-        return _brought(self.recipe, f"sampler({split!r})", source, callable(source), "(key, count) -> tasks")
+        return brought(self.recipe, f"sampler({split!r})", source, callable(source), "(key, count) -> tasks")
 
     def validation(self, count: int) -> Task:
         """The fixed list of validation tasks: the same for the same seed."""
@@ -181,7 +179,7 @@ class Experiment:
         from fmeta.gradients import meta_grad
 
         self.run.check(tuple(dict.fromkeys(("loss", self.recipe.metric.name))))
-        _check_ignored(self.recipe, self.run)
+        check_ignored(self.recipe, self.run)
         self.use_threads()
         train, validation = self.sampler("train"), self.validation(self.run.validation_tasks)
         self.sampler("test")
@@ -192,7 +190,7 @@ class Experiment:
             for gradient in phases.values():
                 _, info = meta_grad(learner, gradient)(learner.init(self.key()), one)
         figures, metric = ("loss", *info.metrics), self.recipe.metric.name
-        _brought(self.recipe, "metric", metric, metric in figures, f"what its learner reports: {', '.join(figures)}")
+        brought(self.recipe, "metric", metric, metric in figures, f"what its learner reports: {', '.join(figures)}")
         return Ready(learner, self.optimizer(), phases, train, validation)
 
 
@@ -203,7 +201,8 @@ def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: s
 
     Args:
         recipe: the name of an installed one, a recipe, its class, or an experiment to take the recipe of.
-        reference: where a recipe without an entry point stands, `module:object`.
+        reference: where a recipe without an entry point stands, `module:object` or `file.py:object`; by default where
+            its class does.
         options: by name; `learner` and `gradient` name rows. `maml.inner_lr` is for maml alone, and nothing to others.
 
     Raises:
@@ -222,17 +221,17 @@ def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: s
     chosen = options.pop("gradient", None) or own
     way = None if chosen is None else row_of("gradient", chosen, GRADIENTS, GRADIENTS, kind)
     parts: list[type] = [p for p in (kind, row, way, RunOptions) if p is not None]
-    _check_names(kind, parts[1:])
+    check_names(kind, parts[1:])
     mine = _addressed(options, row, parts, rows)
     usual, of_row = _addressed(kind.defaults, row, [], rows), row.defaults if row is not None else {}
     kept = isinstance(recipe, Recipe) and not set(mine) & set(given)
-    ready: Any = recipe if kept else _made_recipe(kind, given, mine)
+    ready: Any = recipe if kept else made_recipe(kind, given, mine)
     return Experiment(
         ready,
         None if row is None else made(row, usual, mine),
         None if way is None else made(way, usual, of_row, mine),
         made(RunOptions, usual, mine),
-        reference,
+        reference or place_of(kind),
     )
 
 
@@ -277,80 +276,6 @@ def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
 
 
-def _check_ignored(recipe: Recipe, run: RunOptions) -> None:
-    """Raises OptionError for options of the run that a part of the recipe's own does not look at."""
-    usual, ignored = made(RunOptions, type(recipe).defaults), dict[str, str]()
-    if recipe.own_learner() is not None:
-        ignored["precision"] = "learner"
-    if recipe.own_optimizer() is not None:
-        ignored |= {"outer_lr": "optimizer", "outer_schedule": "optimizer"}
-    for option, own in ignored.items():
-        value = getattr(run, option)
-        if value != getattr(usual, option):
-            problem = f"recipe {recipe.name} brings its own {own}, which does not look at it; leave it out"
-            raise OptionError(option, value, problem)
-
-
-def _check_names(recipe: type[Recipe], others: Sequence[type]) -> None:
-    """Raises InputError where a recipe has no name, or calls an option as another part calls one of its own."""
-    name = getattr(recipe, "name", None)
-    if not isinstance(name, str):
-        raise InputError(f"recipe {recipe.__qualname__}: it has no name; expected `name: ClassVar[str] = ...` in it")
-    taken = dict.fromkeys(_WORDS, "the command line") | {
-        option: getattr(part, "name", "every run") for part in others for option in fields_of(part)
-    }
-    for option in fields_of(recipe):
-        if option in taken:
-            raise InputError(
-                f"recipe {name}: its option {option!r} is one of {taken[option]} too; expected a name that is free; "
-                f"rename the field of {recipe.__qualname__}"
-            )
-
-
-def _made_recipe(kind: type[Recipe], *sources: Mapping[str, Any]) -> Recipe:
-    try:
-        return made(kind, *sources)
-    except TypeError as error:  # abstract methods, or fields that must be given
-        raise InputError(
-            f"recipe {kind.name}: {error}; expected a frozen dataclass with sampler(), whose fields have defaults"
-        ) from error
-
-
-def _learner_of(of: Experiment) -> Learner:
-    from fmeta.core import Learner
-
-    own = of.recipe.own_learner()
-    if own is not None:
-        return _brought(of.recipe, "own_learner()", own, isinstance(own, Learner), "a Learner, or None")
-    if of.learner is None:
-        raise InputError(
-            f"recipe {of.recipe.name}: it offers no learner; expected own_learner(), or offer() and `gives`"
-        )
-    offer = of.offer()
-    learner = of.learner.build(offer)
-    return learner if offer.finish is None else offer.finish(learner)
-
-
-def _brought(recipe: Recipe, what: str, value: Any, fits: bool, expected: str) -> Any:
-    """The value; raises InputError where what a recipe brings does not fit."""
-    if not fits:
-        came = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-        raise InputError(f"recipe {recipe.name}: {what} is {came}; expected {expected}")
-    return value
-
-
-def _drawn(of: Experiment, split: Split, count: int) -> Task:
-    """The fixed list of tasks of a split: the same for the same seed."""
-    from fmeta.core import fold
-    from fmeta.core._checks import check_tasks
-
-    tasks = of.sampler(split)(fold(of.key(), f"{split} tasks"), count)
-    found = check_tasks(f"recipe {of.recipe.name}: sampler({split!r})", tasks)
-    if found != count:
-        raise InputError(f"recipe {of.recipe.name}: sampler({split!r}) drew {found} tasks; expected {count}, as asked")
-    return tasks
-
-
 def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
     """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
     if name in rows:
@@ -384,3 +309,30 @@ def _addressed(
         if name in hints:
             check_value(name, value, hints[name])
     return found
+
+
+def _learner_of(of: Experiment) -> Learner:
+    from fmeta.core import Learner
+
+    own = of.recipe.own_learner()
+    if own is not None:
+        return brought(of.recipe, "own_learner()", own, isinstance(own, Learner), "a Learner, or None")
+    if of.learner is None:
+        raise InputError(
+            f"recipe {of.recipe.name}: it offers no learner; expected own_learner(), or offer() and `gives`"
+        )
+    offer = of.offer()
+    learner = of.learner.build(offer)
+    return learner if offer.finish is None else offer.finish(learner)
+
+
+def _drawn(of: Experiment, split: Split, count: int) -> Task:
+    """The fixed list of tasks of a split: the same for the same seed."""
+    from fmeta.core import fold
+    from fmeta.core._checks import check_tasks
+
+    tasks = of.sampler(split)(fold(of.key(), f"{split} tasks"), count)
+    found = check_tasks(f"recipe {of.recipe.name}: sampler({split!r})", tasks)
+    if found != count:
+        raise InputError(f"recipe {of.recipe.name}: sampler({split!r}) drew {found} tasks; expected {count}, as asked")
+    return tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def recipe_class(name: str) -> type[Recipe]:
     points = recipe_points()
     if name not in points:
         raise InputError(f"unknown recipe {name!r}; {nearest(name, points)}")
+    brought = {point.value: point for point in entry_points(group=_GROUP, name=name)}
+    if len(brought) > 1:
+        packages = " and ".join(point.dist.name if point.dist else value for value, point in brought.items())
+        raise InputError(f"recipe {name!r}: {packages} each bring one; expected one of that name; uninstall the other")
     try:
         found = points[name].load()
     except Exception as error:  # whatever its module may raise
@@ -34,7 +39,22 @@ def recipe_class(name: str) -> type[Recipe]:
         raise InputError(
             f"recipe {name!r}: {points[name].value} is no recipe; expected a subclass of fmeta.runs.Recipe"
         )
+    if getattr(found, "name", None) != name:
+        came = f"{points[name].value} has the name {getattr(found, 'name', None)!r}"
+        raise InputError(f"recipe {name!r}: {came}; expected that of its entry point, by which its runs are opened")
     return found
+
+
+def place_of(kind: type[Recipe]) -> str:
+    """Where a recipe's class can be imported from, `module:object` or `file.py:object`; "" where it has an entry point,
+    and for a class that stands nowhere, as in a function or a notebook."""
+    point, module = recipe_points().get(kind.name), sys.modules.get(kind.__module__)
+    if (point is not None and point.load() is kind) or module is None or "<locals>" in kind.__qualname__:
+        return ""
+    spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+    if spec is not None and "." in spec.name:
+        return f"{spec.name}:{kind.__qualname__}"
+    return f"{Path(file).resolve()}:{kind.__qualname__}" if file is not None else ""
 
 
 def distribution_of(name: str) -> str:

@@ -177,7 +177,8 @@ def check_resume(run: Run, asked: Experiment) -> None:
     if run.iterations is not None:
         raise InputError(
             f"train(resume {str(run.folder)!r}): fmeta.fit trained it from Python code, whose sampler and optimizer "
-            "are not in the folder; expected a run of fmeta train; go on with it by the same call of fit and resume=True"
+            "the folder does not hold; expected a run of fmeta train; go on with it by the same call of fit, with "
+            "resume=True"
         )
     differ = differences(run.experiment, asked)
     if differ:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from fmeta.cli import _show, main
-from fmeta.runs._find import recipe_points
+from fmeta.runs import experiment
+from fmeta.runs._experiment import offered
+from fmeta.runs._find import recipe_class, recipe_points
 
 PACKAGE = Path(__file__).with_name("tokens_package")
 ROOT = Path(__file__).parents[2]  # of this fmeta, whatever is installed beside it
@@ -229,6 +231,14 @@ def test_learners_that_it_cannot_have_are_refused_by_what_they_miss(installed, f
     assert "maml" in said
     assert "gives no film" in fmeta("train", "tokens", "--learner", "task_encoder", status=2)
     assert "gives no batches" in fmeta("train", "tokens", "--learner", "transfer", status=2)
+
+
+def test_every_learner_that_it_gives_enough_for_is_ready_by_its_name_alone(installed):
+    names = list(offered(recipe_class("tokens")))
+    assert {"maml", "protonet", "mann", "ridge", "relation", "matching"} < set(names)
+    assert not {"cavia", "task_encoder", "transfer"} & set(names)
+    for name in names:
+        assert experiment("tokens", learner=name, validation_tasks=2).ready().learner.name
 
 
 @pytest.mark.parametrize(

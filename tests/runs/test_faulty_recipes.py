@@ -5,6 +5,7 @@ import re
 import pytest
 
 from fmeta.cli import main
+from fmeta.runs._find import recipe_points
 
 HEAD = """
 from dataclasses import dataclass
@@ -110,23 +111,45 @@ def test_a_recipe_without_options_is_a_plain_class(tmp_path):
     assert main(["report", str(tmp_path / "run")]) == 0
 
 
-def test_an_installed_recipe_whose_module_raises_names_the_package(tmp_path, monkeypatch, capfd):
-    from fmeta.runs._find import recipe_points
+@pytest.fixture
+def installed(tmp_path, monkeypatch, capfd):
+    """Puts packages, each with the lines of its module, into this process and tries the recipe `broken` of theirs."""
 
-    facts = tmp_path / "broken_tokens-1.2.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.3\nName: broken-tokens\nVersion: 1.2\n")
-    (facts / "entry_points.txt").write_text("[fmeta.recipes]\nbroken = broken_tokens:Bad\n")
-    (tmp_path / "broken_tokens.py").write_text("raise RuntimeError('no licence')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    recipe_points.cache_clear()
-    try:
-        assert main(["--help"]) == 0  # which imports no recipe
-        assert main(["train", "sinusoid", "--iterations", "0"]) == 2
-        capfd.readouterr()
-        assert main(["train", "broken"]) == 2
-    finally:
+    def run(packages):
+        for package, code in packages.items():
+            facts = tmp_path / f"{package}-1.2.dist-info"
+            facts.mkdir()
+            (facts / "METADATA").write_text(f"Metadata-Version: 2.3\nName: {package}\nVersion: 1.2\n")
+            (facts / "entry_points.txt").write_text(f"[fmeta.recipes]\nbroken = {package}:Bad\n")
+            (tmp_path / f"{package}.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
         recipe_points.cache_clear()
-    said = capfd.readouterr().err
-    assert "recipe 'broken': broken_tokens:Bad cannot be imported: RuntimeError: no licence" in said
-    assert "broken-tokens 1.2" in said
+        try:
+            assert main(["--help"]) == 0  # which imports no recipe
+            capfd.readouterr()
+            assert main(["train", "broken"]) == 2
+        finally:
+            recipe_points.cache_clear()
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    return run
+
+
+def test_an_installed_recipe_whose_module_raises_names_the_package(installed):
+    said = installed({"broken_one": "raise RuntimeError('no licence')"})
+    assert "recipe 'broken': broken_one:Bad cannot be imported: RuntimeError: no licence" in said
+    assert "install again broken_one 1.2" in said
+
+
+def test_a_recipe_that_two_packages_bring(installed):
+    said = installed({"broken_two": "", "broken_three": ""})
+    assert "broken_two" in said
+    assert "broken_three" in said
+    assert "uninstall the other" in said
+
+
+def test_a_recipe_with_another_name_than_its_entry_point(installed):
+    said = installed({"broken_four": f"{HEAD}\nclass Bad(Good): name = 'whole'"})
+    assert "recipe 'broken': broken_four:Bad has the name 'whole'; expected that of its entry point" in said

@@ -267,3 +267,16 @@ def test_train_returns_what_load_and_measure_find(library):
     found = fmeta.runs.measure(trained, tasks=6)
     assert found.protocol["tasks"] == 6
     assert torch.equal(found.values["accuracy"], fmeta.runs.measure(trained, tasks=6).values["accuracy"])
+
+
+def test_a_run_of_a_recipe_in_a_script_can_be_opened_from_anywhere(place, tmp_path, monkeypatch):
+    script = (
+        OWN.partition("if __name__")[0] + "if __name__ == '__main__':\n    fmeta.runs.train(Lines(width=3), 'run')\n"
+    )
+    script = script.replace('"compile": "none"', '"compile": "none", "iterations": 2, "meta_batch": 2')
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, timeout=300)
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert stored["recipe"]["object"] == f"{tmp_path / 'script.py'}:Lines"
+    monkeypatch.chdir(place)
+    assert fmeta.runs.load(tmp_path / "run").experiment.recipe.width == 3

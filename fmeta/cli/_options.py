@@ -57,4 +57,4 @@ def options(command: str, kind: type[Options], arguments: list[str]) -> Options:
     """The options of a command whose options are always the same."""
     words = split(command, arguments, flags_of([kind]))
     known = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("positional")]  # type: ignore[arg-type]
-    return kind(**read(command, (kind.__doc__ or "").strip(), {"class": kind}, words, no_such(known)))
+    return kind(**read(command, (kind.__doc__ or "").strip(), {"options": kind}, words, no_such(known)))

@@ -197,7 +197,8 @@ def read(prog: str, about: str, parts: Mapping[str, Any], words: Words, unknown:
     if words.value("help") is not None:
         fields = [(name, kind) for name, kind in kinds.items() if dataclasses.fields(kind)]
         every = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": about})
-        given = {} if parts.keys() == {"class"} else {"default": every(**{name: parts[name] for name, _ in fields})}
+        bare = any(isinstance(part, type) for part in parts.values())
+        given = {} if bare else {"default": every(**{name: parts[name] for name, _ in fields})}
         tyro.cli(every, args=["--help"], prog=f"fmeta {prog}", config=(tyro.conf.OmitArgPrefixes,), **given)
     options = [field for kind in kinds.values() for field in dataclasses.fields(kind)]
     places = [field for field in options if field.metadata.get("positional")]

@@ -135,7 +135,7 @@ def test_omniglot_runs_of_two_learners(runs, omniglot_dir, tmp_path, capfd):
     out = capfd.readouterr().out
     for run in found["runs"]:
         name, figures = run["run"].rpartition("/")[2], run["evaluation"]
-        row = next(line for line in out.splitlines() if re.search(rf"\W{name}\s", line))
+        row = next(line for line in out.splitlines() if re.search(rf"│ {name}\s", line))
         shares = [figures[metric]["mean"][-1] for metric in ("f1", "precision", "recall")]
         shares.append(figures["calibration error"]["pooled"][-1])
         assert all(f" {100 * share:.2f} " in row for share in shares)

@@ -208,7 +208,7 @@ def test_what_cannot_be_replaced_is_an_error_that_leaves_nothing_behind(runs, ca
     taken.mkdir()
     before = set(runs["transfer"].iterdir())
     assert main(["export", str(runs["transfer"]), "--to", "torch"]) == 2
-    assert "expected a file that can be written" in capfd.readouterr().err
+    assert "expected a place that can be written" in capfd.readouterr().err
     assert set(runs["transfer"].iterdir()) == before
     taken.rmdir()
 

@@ -42,20 +42,20 @@ def ablate_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _ablate(points: Sequence[Point], own: AblateOptions) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._ablation import ablate
 
     recipe = points[0].experiment.recipe
     folder = own.run_dir or Path("runs", f"ablation-{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with show.measurements():
-        found = ablate(points, folder, seeds=own.seeds, tell=show.say, progress=show.bar("none"))
-    show.say(f"{recipe.name}, {recipe.metric.name} after the last adaptation step:")
-    show.console.print(_table(found, recipe.metric))
-    show.say(f"kept in: {folder}")
+    with printing.measurements():
+        found = ablate(points, folder, seeds=own.seeds, tell=printing.say, progress=printing.bar("none"))
+    printing.say(f"{recipe.name}, {recipe.metric.name} after the last adaptation step:")
+    printing.console.print(_table(found, recipe.metric))
+    printing.say(f"kept in: {folder}")
 
 
 def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Table:
-    from fmeta.cli._show import table
+    from fmeta.cli._printing import table
 
     fields, rows = list(dict.fromkeys(field for combination, _ in found for field in combination.fields)), []
     for combination, figures in found:

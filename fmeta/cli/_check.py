@@ -25,16 +25,16 @@ def check_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _check(of: Experiment) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.core import fold
     from fmeta.gradients import check_meta_grad
 
     learner = of.build_learner()
     tasks = of.sampler("train")(fold(of.key(), 1), min(of.run.meta_batch, 4))
-    show.say("comparing with finite differences, parameter by parameter")
+    printing.say("comparing with finite differences, parameter by parameter")
     report = check_meta_grad(learner, learner.init(of.key()), tasks, of.phases(learner)[max(of.phases(learner))])
     remarks = dict.fromkeys(report.detached, "detached: the loss depends on it")
     remarks |= dict.fromkeys(report.without_gradient, "no gradient, no influence")
     rows = [(name, remarks.get(name, ""), f"{error:.1e}") for name, error in report.relative_error.items()]
-    show.say(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}")
-    show.console.print(show.table(["parameter", "remark"], ["relative error"], rows))
+    printing.say(f"order computed: {report.order}; cosine to finite differences {report.cosine:.9f}")
+    printing.console.print(printing.table(["parameter", "remark"], ["relative error"], rows))

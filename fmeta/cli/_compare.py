@@ -41,7 +41,7 @@ def compare_command(arguments: list[str]) -> Callable[[], Any]:
 def _compare(given: CompareOptions) -> None:
     import json
 
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._compare import compare
     from fmeta.runs._folder import open_run
     from fmeta.runs._recipe import Metric
@@ -54,11 +54,13 @@ def _compare(given: CompareOptions) -> None:
         checkpoint=given.checkpoint,
         device=given.device,
         data_dir=given.data_dir,
-        tell=show.say,
+        tell=printing.say,
     )
     headline = open_run(given.runs[0]).experiment.recipe.metric
     better = next(iter(found.differences.values())).better
-    metric = headline if found.metric == headline.name else Metric(found.metric, better, found.metric in show.SHARES)
+    metric = (
+        headline if found.metric == headline.name else Metric(found.metric, better, found.metric in printing.SHARES)
+    )
     with writing("out", given.out):
         given.out.mkdir(parents=True, exist_ok=True)
     stored = [
@@ -74,14 +76,14 @@ def _compare(given: CompareOptions) -> None:
     _plot_adaptation(given.out / "adaptation.png", results, metric)
     _plot_differences(given.out / "differences.png", differences)
     tasks = next(iter(results.values())).protocol["tasks"]
-    show.say(f"{tasks} test tasks of {given.runs[0]}, {found.metric} after the last of each run's steps:")
-    show.console.print(_figures_table(results, metric))
-    show.console.print(_differences_table(differences, metric))
-    show.say(f"kept in: {given.out}")
+    printing.say(f"{tasks} test tasks of {given.runs[0]}, {found.metric} after the last of each run's steps:")
+    printing.console.print(_figures_table(results, metric))
+    printing.console.print(_differences_table(differences, metric))
+    printing.say(f"kept in: {given.out}")
 
 
 def _figures_table(results: dict[str, Evaluation], metric: Metric) -> Table:
-    from fmeta.cli._show import table
+    from fmeta.cli._printing import table
 
     rows = []
     judged = any(result.calibration for result in results.values())
@@ -97,7 +99,7 @@ def _figures_table(results: dict[str, Evaluation], metric: Metric) -> Table:
 
 
 def _differences_table(differences: dict[str, Comparison], metric: Metric) -> Table:
-    from fmeta.cli._show import table
+    from fmeta.cli._printing import table
 
     rows = []
     for folder, d in list(differences.items())[1:]:

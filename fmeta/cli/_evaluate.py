@@ -30,23 +30,23 @@ def evaluate_command(arguments: list[str]) -> Callable[[], Any]:
 def _evaluate(given: EvaluateOptions) -> None:
     import json
 
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._load import load, measure
 
     trained = load(given.run, checkpoint=given.checkpoint, device=given.device, data_dir=given.data_dir)
     tasks = trained.experiment.run.eval_tasks if given.tasks is None else given.tasks
     if not given.json:
-        show.say(f"testing step {trained.step} on {tasks} tasks")
-    tell = None if given.json else show.say
+        printing.say(f"testing step {trained.step} on {tasks} tasks")
+    tell = None if given.json else printing.say
     result = measure(trained, tasks, given.steps, inductive=given.inductive, tell=tell)
     metric = trained.experiment.recipe.metric
     if given.json:
         print(json.dumps(result.summary()))
         return
-    show.console.print(show.evaluation_table(result, metric))
+    printing.console.print(printing.evaluation_table(result, metric))
     if given.inductive:
-        show.console.print(show.alone_table(result, metric))
+        printing.console.print(printing.alone_table(result, metric))
     if result.classes:
-        show.console.print(show.class_table(result))
+        printing.console.print(printing.class_table(result))
         confused = "; ".join(f"{name} for {other} ({count})" for name, other, count in result.classes.confused(5))
-        show.say(f"most often confused at adaptation step {result.steps[-1]}: {confused or 'none'}")
+        printing.say(f"most often confused at adaptation step {result.steps[-1]}: {confused or 'none'}")

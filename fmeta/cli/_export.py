@@ -46,7 +46,7 @@ def export_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _export(given: ExportOptions) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._load import read_chosen
     from fmeta.training._checkpoint import read_checkpoint
 
@@ -59,8 +59,8 @@ def _export(given: ExportOptions) -> None:
     out = given.out or usual
     _write(out, _content(given.to, weights, metadata), replacing=out.resolve() == usual.resolve())
     numbers = sum(t.numel() for t in weights.values())
-    show.say(f"{out}: {len(weights)} tensors, {numbers:,} numbers, of meta-step {metadata['step']}")
-    show.say(python.format(str(out)))
+    printing.say(f"{out}: {len(weights)} tensors, {numbers:,} numbers, of meta-step {metadata['step']}")
+    printing.say(python.format(str(out)))
 
 
 def _recipe_facts(run: Path) -> dict[str, str]:

@@ -50,11 +50,11 @@ def predict_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _predict(given: PredictOptions) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._adapt import adapt
     from fmeta.training._run_files import write_whole
 
-    show.say(f"adapting to {given.support}")
+    printing.say(f"adapting to {given.support}")
     adapted = adapt(
         given.run,
         given.support,
@@ -67,15 +67,15 @@ def _predict(given: PredictOptions) -> None:
     if given.out is not None:
         with writing("out", given.out):
             write_whole(given.out, _csv(found))
-    show.console.print(_table(found))
+    printing.console.print(_table(found))
     if len(found.queries) > _SHOWN:
-        show.say(f"and {len(found.queries) - _SHOWN} more; --out FILE.csv writes all")
+        printing.say(f"and {len(found.queries) - _SHOWN} more; --out FILE.csv writes all")
     if given.out is not None:
-        show.say(f"{len(found.queries)} answers: {given.out}")
+        printing.say(f"{len(found.queries)} answers: {given.out}")
 
 
 def _table(found: Predictions) -> Table:
-    from fmeta.cli._show import table
+    from fmeta.cli._printing import table
 
     queries, said = found.queries[:_SHOWN], found.probabilities[:_SHOWN]
     if not found.names:

@@ -26,14 +26,14 @@ def report_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _report(given: ReportOptions) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.cli._report_page import page_of
     from fmeta.training._run_files import write_whole
 
     out = given.out or given.run / "report.html"
     if given.out is not None and not out.parent.is_dir():
         raise OptionError("out", out, f"no folder {str(out.parent)!r}; expected a file in one that is there")
-    page = page_of(given, show.say)
+    page = page_of(given, printing.say)
     with writing("out", out):
         write_whole(out, page)
-    show.say(f"report: {out}")
+    printing.say(f"report: {out}")

@@ -17,12 +17,12 @@ def train_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _train(of: Experiment, where: Where) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._train import train
 
-    show.console.quiet = int(os.environ.get("RANK", 0)) > 0  # of the processes of torchrun the first speaks
-    with show.measurements():
-        done = train(of, where.run_dir, resume=where.resume, tell=show.say, progress=show.bar(of.run.compile))
+    printing.console.quiet = int(os.environ.get("RANK", 0)) > 0  # of the processes of torchrun the first speaks
+    with printing.measurements():
+        done = train(of, where.run_dir, resume=where.resume, tell=printing.say, progress=printing.bar(of.run.compile))
     if done.evaluation is not None:
-        show.console.print(show.evaluation_table(done.evaluation, of.recipe.metric))
-        show.say(f"plot: {done.plot}")
+        printing.console.print(printing.evaluation_table(done.evaluation, of.recipe.metric))
+        printing.say(f"plot: {done.plot}")

@@ -52,7 +52,7 @@ def tune_command(arguments: list[str]) -> Callable[[], Any]:
 
 
 def _tune(found: Varied, arguments: list[str]) -> None:
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.execution._interrupt import interruptible
     from fmeta.runs._processes import ended_by_sigterm
     from fmeta.runs._tuning import Search, study, usual_space
@@ -61,15 +61,15 @@ def _tune(found: Varied, arguments: list[str]) -> None:
     own, name = found.own, found.chooser.recipe.name
     space = found.axes or usual_space(found.chooser.experiment({}))
     folder = own.run_dir or Path("runs", f"tune-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    show.say(f"{name}: {', '.join(f'{option} {values}' for option, values in space.items())}; study in {folder}")
+    printing.say(f"{name}: {', '.join(f'{option} {values}' for option, values in space.items())}; study in {folder}")
     command = _again(arguments, folder)
     search = Search(own.trials, own.sampler, own.grid_points, own.workers, own.storage)
     try:
-        with ended_by_sigterm(), interruptible(), show.measurements():
-            done = study(found.chooser, space, folder, search=search, tell=show.say)
+        with ended_by_sigterm(), interruptible(), printing.measurements():
+            done = study(found.chooser, space, folder, search=search, tell=printing.say)
             _conclude(done, search, command)
     except (KeyboardInterrupt, SystemExit):
-        show.say(f"interrupted; go on with: {command} {own.trials}")
+        printing.say(f"interrupted; go on with: {command} {own.trials}")
         raise
     except SaveError as error:
         raise SaveError(f"{error}; go on with: {command} {own.trials}") from error
@@ -86,7 +86,7 @@ def _conclude(study: Study, search: Any, command: str) -> None:
     """Plots and prints the study as it stands. Raises InputError where every trial failed."""
     from collections import Counter
 
-    from fmeta.cli import _show as show
+    from fmeta.cli import _printing as printing
     from fmeta.runs._plots import history_figure, importance_figure
     from fmeta.runs._study import state_of
 
@@ -95,26 +95,26 @@ def _conclude(study: Study, search: Any, command: str) -> None:
     if count["failed"] and count["failed"] + count["broken off"] == len(found):
         reason = [trial.user_attrs["error"] for trial in found if state_of(trial) == "failed"][-1]
         raise InputError(f"tune(trials={search.trials}): every trial failed, the last so: {reason}")
-    show.say(f"{', '.join(f'{number} {state}' for state, number in count.items())}; kept in {study.folder}")
+    printing.say(f"{', '.join(f'{number} {state}' for state, number in count.items())}; kept in {study.folder}")
     if best:
         history_figure(study).savefig(study.folder / "history.png", dpi=110)
         if len(best) < _FEWEST or len(study.space) < 2:
-            show.say(f"no importance.png: it takes {_FEWEST} finished trials and two options")
+            printing.say(f"no importance.png: it takes {_FEWEST} finished trials and two options")
         else:
             importance_figure(study).savefig(study.folder / "importance.png", dpi=110)
-        show.say(f"the best by {metric.name} on the validation tasks:")
-        show.console.print(_table(study, best[:_SHOWN]))
-        show.say(f"train the best: fmeta train --recipe {shlex.quote(str(study.folder / 'best.json'))}")
+        printing.say(f"the best by {metric.name} on the validation tasks:")
+        printing.console.print(_table(study, best[:_SHOWN]))
+        printing.say(f"train the best: fmeta train --recipe {shlex.quote(str(study.folder / 'best.json'))}")
     if count["failed"] >= search.trials:
-        show.say(f"{count['failed']} trials failed, so no more are begun")
+        printing.say(f"{count['failed']} trials failed, so no more are begun")
     elif search.sampler == "grid" and count["finished"] + count["pruned"] + count["running"] < search.trials:
-        show.say(f"the grid is exhausted: it has {len(study.grid(search.grid_points))} combinations")
+        printing.say(f"the grid is exhausted: it has {len(study.grid(search.grid_points))} combinations")
     else:
-        show.say(f"more trials: {command} {2 * search.trials}")
+        printing.say(f"more trials: {command} {2 * search.trials}")
 
 
 def _table(study: Study, trials: Sequence[Any]) -> Table:
-    from fmeta.cli._show import table
+    from fmeta.cli._printing import table
     from fmeta.runs._tuning import short
 
     metric = study.chooser.recipe.metric

@@ -13,7 +13,7 @@ import tyro
 
 from fmeta._errors import InputError
 from fmeta.runs._options import OptionError, UnknownOption, check_value, fields_of, spelled_out
-from fmeta.runs._space import Choice, Range
+from fmeta.runs._search_space import Choice, Range
 
 Unknown = Callable[[str, Any], Exception]  # option, value -> the error for it
 _NUMBERS = re.compile(r"[-+.\deE]+:[-+.\deE]+(:\w*)?")  # what cannot be meant as a text, as cuda:0 is

@@ -60,6 +60,7 @@ A learner is four functions of one task:
 from fmeta.learners._anil import anil
 from fmeta.learners._boil import boil
 from fmeta.learners._cavia import append, cavia
+from fmeta.learners._factories import encoder_based, gradient_based, with_inner
 from fmeta.learners._fine_tune import FineTuneFast, fine_tune
 from fmeta.learners._imaml import imaml
 from fmeta.learners._in_context import InContextFast, in_context
@@ -69,7 +70,6 @@ from fmeta.learners._mann import MANNParams, mann
 from fmeta.learners._matching import FullContext, MatchingFast, MatchingParams, matching
 from fmeta.learners._meta_curvature import MetaCurvatureParams, meta_curvature
 from fmeta.learners._meta_sgd import MetaSGDParams, meta_sgd
-from fmeta.learners._parts import encoder_based, gradient_based, with_inner
 from fmeta.learners._protomaml import ProtoMAMLFast, protomaml
 from fmeta.learners._protonet import protonet
 from fmeta.learners._relation import RelationParams, one_hot_error, relation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fmeta.core._checks import InputError
 from fmeta.core._types import Learner, Loss, MetaGradient, Model, Optimizer
 from fmeta.gradients import unrolled
-from fmeta.learners._parts import Metrics, adapt_part
+from fmeta.learners._factories import Metrics, adapt_part
 
 
 def boil(

@@ -13,7 +13,7 @@ from fmeta.core._similarity import cosines
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_features, check_ways, prototypes
-from fmeta.learners._parts import Metrics, encoder_based, forward, gradient_based
+from fmeta.learners._factories import Metrics, encoder_based, forward, gradient_based
 
 
 class FineTuneFast(NamedTuple):

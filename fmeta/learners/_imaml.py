@@ -10,7 +10,7 @@ from fmeta.core._losses import weighted_mean
 from fmeta.core._solve import cg
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import implicit
-from fmeta.learners._parts import Metrics, gradient_based
+from fmeta.learners._factories import Metrics, gradient_based
 
 
 def imaml(

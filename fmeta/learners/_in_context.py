@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmeta.core import tree
 from fmeta.core._types import At, Examples, InContext, Inner, Learner, Optimizer, Tree, as_it_is
-from fmeta.learners._parts import with_inner
+from fmeta.learners._factories import with_inner
 
 
 class InContextFast(NamedTuple):

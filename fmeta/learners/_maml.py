@@ -8,7 +8,7 @@ from fmeta.core._checks import check_model, check_optimizer
 from fmeta.core._losses import weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
-from fmeta.learners._parts import Metrics, forward, gradient_based
+from fmeta.learners._factories import Metrics, forward, gradient_based
 
 
 def maml(

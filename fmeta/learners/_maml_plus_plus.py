@@ -11,7 +11,7 @@ from fmeta.core._losses import weighted_mean
 from fmeta.core._optim import per_step, sgd
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import multi_step, unrolled
-from fmeta.learners._parts import Metrics, forward, gradient_based
+from fmeta.learners._factories import Metrics, forward, gradient_based
 
 
 class MAMLPlusPlusParams(NamedTuple):

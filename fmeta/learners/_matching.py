@@ -13,8 +13,8 @@ from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
 from fmeta.core.tree import scalar_like
 from fmeta.learners._classes import absence, check_features, check_ways, membership
+from fmeta.learners._factories import Metrics, encoder_based
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step
-from fmeta.learners._parts import Metrics, encoder_based
 
 
 class FullContext(NamedTuple):

@@ -12,7 +12,7 @@ from fmeta.core._losses import weighted_mean
 from fmeta.core._optim import chain
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
-from fmeta.learners._parts import Metrics, forward, gradient_based
+from fmeta.learners._factories import Metrics, forward, gradient_based
 
 
 class MetaCurvatureParams(NamedTuple):

@@ -11,7 +11,7 @@ from fmeta.core._losses import cross_entropy, weighted_mean
 from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, Model, Optimizer, Tree
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_ways, prototypes
-from fmeta.learners._parts import Metrics, forward, gradient_based
+from fmeta.learners._factories import Metrics, forward, gradient_based
 
 
 class ProtoMAMLFast(NamedTuple):

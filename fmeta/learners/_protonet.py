@@ -11,7 +11,7 @@ from fmeta.core._losses import cross_entropy
 from fmeta.core._similarity import cosines, squared_distances
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
 from fmeta.learners._classes import check_features, check_ways, prototypes
-from fmeta.learners._parts import Metrics, encoder_based
+from fmeta.learners._factories import Metrics, encoder_based
 
 Distance = Literal["euclidean", "cosine"]
 

@@ -10,7 +10,7 @@ from fmeta.core._checks import InputError, check_labels, check_model
 from fmeta.core._random import fold
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
 from fmeta.learners._classes import absence, check_ways, membership
-from fmeta.learners._parts import Metrics, encoder_based
+from fmeta.learners._factories import Metrics, encoder_based
 
 
 class RelationParams(NamedTuple):

@@ -13,8 +13,8 @@ from fmeta.core._random import fold, permutation
 from fmeta.core._types import At, Examples, Learner, Loss, MetaGradient, Model, Optimizer
 from fmeta.gradients import difference
 from fmeta.gradients._batched import inner_of
+from fmeta.learners._factories import Metrics, with_inner
 from fmeta.learners._maml import maml
-from fmeta.learners._parts import Metrics, with_inner
 
 
 def reptile(

@@ -10,7 +10,7 @@ from fmeta.core._losses import cross_entropy
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
 from fmeta.core.tree import scalar_like
 from fmeta.learners._classes import absence, check_features, check_ways, membership
-from fmeta.learners._parts import Metrics, encoder_based
+from fmeta.learners._factories import Metrics, encoder_based
 
 
 class RidgeParams(NamedTuple):

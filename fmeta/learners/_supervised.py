@@ -5,7 +5,7 @@ from __future__ import annotations
 from fmeta.core._checks import check_model
 from fmeta.core._losses import cross_entropy
 from fmeta.core._types import Learner, Loss, Model
-from fmeta.learners._parts import Metrics, encoder_based
+from fmeta.learners._factories import Metrics, encoder_based
 
 
 def supervised(model: Model, loss: Loss = cross_entropy, *, metrics: Metrics | None = None) -> Learner:

@@ -14,7 +14,7 @@ _PLACES = {
     "._folder": ("Run", "open_run"),
     "._ablation": ("ablate",),
     "._grid": ("Chooser", "Point", "grid"),
-    "._space": ("Choice", "Range"),
+    "._search_space": ("Choice", "Range"),
     "._study": ("Study",),
     "._tuning": ("Search", "study"),
 }

@@ -29,7 +29,7 @@ from fmeta.core import InputError, fold, key
 from fmeta.runs._experiment import Experiment
 from fmeta.runs._folder import Run, read_experiment, write_experiment
 from fmeta.runs._grid import Chooser
-from fmeta.runs._space import Space
+from fmeta.runs._search_space import Space
 from fmeta.training import SaveError
 from fmeta.training._run_files import lock_of, write_whole
 

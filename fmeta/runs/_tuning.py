@@ -24,7 +24,7 @@ from fmeta.runs._folder import create_run
 from fmeta.runs._grid import Chooser, as_chooser
 from fmeta.runs._options import OptionError
 from fmeta.runs._recipe import Recipe
-from fmeta.runs._space import Choice, Range, Space, as_space
+from fmeta.runs._search_space import Choice, Range, Space, as_space
 from fmeta.runs._study import Study, Trial, answering, known_study, open_study, settled_url
 from fmeta.runs._train import Tell, fit_run, mode_of, scope_here
 from fmeta.training import NonFiniteError, SaveError, Validation

@@ -8,7 +8,7 @@ import pytest
 from helpers import options_of
 from PIL import Image
 
-from fmeta.cli import _show, main
+from fmeta.cli import _printing, main
 
 TINY = ["--meta-batch", "2", "--iterations", "2", "--compile", "none", "--eval-tasks", "4", "--eval-steps", "0", "1"]
 GRID = ["ablate", "sinusoid", "--learner", "maml,anil", "--hidden", "4 4|5", *TINY, "--seeds", "2", "--seed", "3"]
@@ -107,7 +107,7 @@ def test_finished_runs_are_skipped_and_a_wider_grid_trains_the_new_ones_only(abl
 def test_an_interrupted_ablation_goes_on_where_it_stood(tmp_path, monkeypatch, capfd):
     command = ["ablate", "sinusoid", "--learner", "maml,anil", *TINY, "--log-every", "1", "--save-every", "1"]
     command += ["--seeds", "1", "--hidden", "4"]
-    real, calls = _show.Bar.__call__, []
+    real, calls = _printing.Bar.__call__, []
 
     def interrupts(self, step, values):
         calls.append(step)
@@ -116,7 +116,7 @@ def test_an_interrupted_ablation_goes_on_where_it_stood(tmp_path, monkeypatch, c
         real(self, step, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_show.Bar, "__call__", interrupts)
+        patch.setattr(_printing.Bar, "__call__", interrupts)
         assert main([*command, "--run-dir", str(tmp_path / "cut")]) == 130
     assert f"--run-dir {tmp_path / 'cut'}" in capfd.readouterr().out
     assert not (tmp_path / "cut" / "ablation.json").exists()

@@ -13,7 +13,7 @@ import torch
 from helpers import lines_of, options_of
 from PIL import Image
 
-from fmeta.cli import _show, main
+from fmeta.cli import _printing, main
 from fmeta.runs import _train
 from fmeta.training._checkpoint import checkpoints
 
@@ -207,7 +207,7 @@ def test_ctrl_c_ends_with_130_and_the_command_it_prints_finishes_the_run(trained
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_show.Bar, "__call__", interrupts)
+        patch.setattr(_printing.Bar, "__call__", interrupts)
         assert main(["train", *TINY, "--run-dir", str(run)]) == 130
     out, err = capfd.readouterr()
     command = re.search(r"go on with: fmeta (.*)", out).group(1)

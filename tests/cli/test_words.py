@@ -10,7 +10,7 @@ from fmeta._errors import InputError
 from fmeta.cli._app import in_options
 from fmeta.cli._words import Words, axes_of, space_of, spelled, split, value_of, values
 from fmeta.runs._options import OptionError, UnknownOption
-from fmeta.runs._space import Choice, Range
+from fmeta.runs._search_space import Choice, Range
 
 HINTS = {"rate": float, "steps": int, "hidden": tuple[int, ...], "on": bool, "kind": Literal["a", "b"], "place": Path}
 

@@ -38,7 +38,6 @@ EXEMPT = {
     "skipping": "another meta-gradient, without tasks that are not finite: gradients/test_skipping.py",
     "backbone": "from_module of a timm network: models/test_transfer.py",
     "conv2": "too slow for finite differences: models/test_models.py",
-    "conv4": "too slow for finite differences: models/test_models.py",
     "resnet12": "too slow for finite differences: models/test_models.py",
     "batches": "feeds supervised, which has a row: learners/test_fine_tune.py",
     "sampler": "makes sources of one's own: tasks/test_episodes.py",

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateOptions:
-    """Every combination of the options that are given several values, separated by commas, over seeds."""
+    """Every combination of the options that are given several values, separated by commas, over seeds.
+
+    With `--recipe`, as of train, what stands there stands in for the defaults.
+    """
 
     seeds: int = 3
     """runs of each combination, with seeds counted up from --seed"""

@@ -28,7 +28,7 @@ class TuneOptions:
 
     A trial is a run that is judged by the recipe's figure on its validation tasks after the last meta-step, and is
     given up where it falls behind the others. Without such an option: the rates of both loops, ten times lower to ten
-    times higher, and 1 to 5 inner steps.
+    times higher, and 1 to 5 inner steps. With `--recipe`, as of train, what stands there stands in for the defaults.
     """
 
     trials: int = 20

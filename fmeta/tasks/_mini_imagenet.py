@@ -232,13 +232,13 @@ def _check_counts(path: Path, split: Split, images: dict[str, int], whole: bool)
     if whole and len(images) != classes:
         raise InputError(
             f"mini_imagenet({split!r}): {path} has {len(images)} classes; expected {classes}; this is another split, "
-            "or not all of it; to take it as it is pass whole=False"
+            "or not all of it; to take it as it is pass whole=False (--no-whole)"
         )
     odd = [name for name, count in images.items() if count != _IMAGES]
     if whole and odd:
         raise InputError(
             f"mini_imagenet({split!r}): {path} has {images[odd[0]]} images of class {odd[0]!r}; expected {_IMAGES}; it "
-            "is not whole; to take it as it is pass whole=False"
+            "is not whole; to take it as it is pass whole=False (--no-whole)"
         )
     if not images:
         raise InputError(f"mini_imagenet({split!r}): {path} has no images; expected at least one class")

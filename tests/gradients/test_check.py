@@ -28,7 +28,9 @@ def test_exact_for_every_learner(name):
     assert report.order == "exact"
     assert report.cosine == pytest.approx(1.0, abs=1e-9)
     assert max(report.relative_error.values()) < 1e-4
-    assert report.detached == report.without_gradient == []
+    assert report.detached == []
+    unused = [n for n in meta if n.startswith("conv") and n.endswith("bias")] if name == "anil-conv4" else []
+    assert report.without_gradient == unused  # what batch norm takes away
 
 
 def test_the_multi_step_loss_is_checked_as_what_it_is():

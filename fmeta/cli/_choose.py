@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 from fmeta._errors import InputError
 from fmeta._objects import find_object
 from fmeta.cli._words import Unknown, Words, axes_of, flags_of, read, space_of, split, values
-from fmeta.runs._experiment import Experiment, experiment, offered, unknown_option
+from fmeta.runs._experiment import Experiment, experiment
 from fmeta.runs._find import is_object, recipe_class, recipe_object
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._grid import Chooser
 from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import OptionError, RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
+from fmeta.runs._rows import offered, unknown_option
 
 DEFAULT = "sinusoid"  # the recipe of a command line that names none: it needs no data
 

@@ -9,11 +9,11 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmeta._errors import InputError, nearest
+from fmeta._errors import InputError
 from fmeta.runs._find import place_of, recipe_class
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
@@ -22,13 +22,11 @@ from fmeta.runs._options import (
     LearnerRow,
     OptionError,
     RunOptions,
-    UnknownOption,
-    check_value,
-    fields_of,
     made,
 )
 from fmeta.runs._recipe import Offer, Recipe
 from fmeta.runs._recipe_checks import brought, check_ignored, check_names, made_recipe
+from fmeta.runs._rows import addressed, offered, row_of
 
 if TYPE_CHECKING:
     import torch
@@ -222,8 +220,8 @@ def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: s
     way = None if chosen is None else row_of("gradient", chosen, GRADIENTS, GRADIENTS, kind)
     parts: list[type] = [p for p in (kind, row, way, RunOptions) if p is not None]
     check_names(kind, parts[1:])
-    mine = _addressed(options, row, parts, rows)
-    usual, of_row = _addressed(kind.defaults, row, [], rows), row.defaults if row is not None else {}
+    mine = addressed(options, row, parts, rows)
+    usual, of_row = addressed(kind.defaults, row, [], rows), row.defaults if row is not None else {}
     kept = isinstance(recipe, Recipe) and not set(mine) & set(given)
     ready: Any = recipe if kept else made_recipe(kind, given, mine)
     return Experiment(
@@ -233,29 +231,6 @@ def experiment(recipe: str | Recipe | type[Recipe] | Experiment, *, reference: s
         made(RunOptions, usual, mine),
         reference or place_of(kind),
     )
-
-
-def offered(recipe: type[Recipe]) -> dict[str, type[LearnerRow]]:
-    """The learners that a recipe can have."""
-    if recipe.own_learner is not Recipe.own_learner:
-        return {}
-    return {name: row for name, row in LEARNERS.items() if row.needs <= recipe.gives}
-
-
-def takers(option: str) -> list[str]:
-    """The learners and meta-gradients that have an option."""
-    tables: tuple[Mapping[str, type], ...] = (LEARNERS, GRADIENTS)
-    return [name for table in tables for name, row in table.items() if option in fields_of(row)]
-
-
-def unknown_option(option: str, value: Any, parts: list[type], rows: Mapping[str, type]) -> OptionError:
-    """The error for an option that none of the parts has."""
-    bare = option.rpartition(".")[2]
-    who = [name for name in takers(bare) if name in rows or name in GRADIENTS]
-    chosen = " with ".join(p.name for p in parts if issubclass(p, LearnerRow | GradientRow))
-    if who and bare == option:
-        return OptionError(option, value, f"{chosen} does not take it; expected it with {', '.join(who)}")
-    return UnknownOption(option, value, ["learner", "gradient", *(name for part in parts for name in fields_of(part))])
 
 
 def _device(name: str) -> torch.device:
@@ -274,41 +249,6 @@ def _device(name: str) -> torch.device:
 def fields_in(part: Any) -> tuple[dataclasses.Field, ...]:
     """The options of a part; none where it is no dataclass."""
     return dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-
-
-def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, Any], recipe: type[Recipe]) -> Any:
-    """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
-    if name in rows:
-        return rows[name]
-    if name in every:
-        lacks = sorted(every[name].needs - recipe.gives)
-        raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")
-    raise OptionError(what, name, nearest(str(name), rows))
-
-
-def _addressed(
-    options: Mapping[str, Any], row: type[LearnerRow] | None, parts: list[type], rows: Mapping[str, type]
-) -> dict[str, Any]:
-    """The options for the chosen parts by their bare names, checked where parts are given."""
-    hints = {name: hint for part in parts for name, hint in fields_of(part).items()}
-    plain, special = dict[str, Any](), dict[str, Any]()
-    for option, value in options.items():
-        owner, dot, bare = option.rpartition(".")
-        if dot:
-            if parts and (owner not in rows or bare not in fields_of(rows[owner])):
-                raise unknown_option(option, value, parts, rows)
-            if row is None or owner != row.name:
-                continue
-            special[bare] = value
-        else:
-            if parts and option not in hints:
-                raise unknown_option(option, value, parts, rows)
-            plain[option] = value
-    found = plain | special
-    for name, value in found.items():
-        if name in hints:
-            check_value(name, value, hints[name])
-    return found
 
 
 def _learner_of(of: Experiment) -> Learner:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fmeta._errors import InputError
-from fmeta.runs._experiment import Experiment, experiment, offered, row_of, unknown_option
+from fmeta.runs._experiment import Experiment, experiment
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
+from fmeta.runs._rows import offered, row_of, unknown_option
 
 
 class Chooser(NamedTuple):

@@ -15,8 +15,8 @@ import pytest
 
 from fmeta.cli import _show, main
 from fmeta.runs import experiment
-from fmeta.runs._experiment import offered
 from fmeta.runs._find import recipe_class, recipe_points
+from fmeta.runs._rows import offered
 
 PACKAGE = Path(__file__).with_name("tokens_package")
 ROOT = Path(__file__).parents[2]  # of this fmeta, whatever is installed beside it

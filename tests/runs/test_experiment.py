@@ -9,9 +9,9 @@ import fmeta
 from fmeta.core import InputError
 from fmeta.recipes import Glyphs, Sinusoid
 from fmeta.runs import OptionError, experiment
-from fmeta.runs._experiment import offered
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
+from fmeta.runs._rows import offered
 
 
 def phases(recipe, **options):

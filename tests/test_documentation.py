@@ -16,7 +16,7 @@ PACKAGES = sorted(
     f"fmeta.{m.name}" for m in pkgutil.iter_modules(fmeta.__path__) if m.ispkg and not m.name.startswith("_")
 )
 CHAPTERS = ["core", "operators", "gradients", "learners", "models", "tasks", "execution", "evaluation", "training",
-            "testing"]  # fmt: skip
+            "testing", "runs", "recipes", "cli"]  # fmt: skip
 
 
 def public_values():

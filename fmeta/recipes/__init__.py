@@ -8,6 +8,17 @@ of any other package are: nothing in fmeta lists them.
 - `omniglot`, `glyphs`: characters, 28x28
 - `images`: any folder with a folder of pictures for each class
 - `mini_imagenet`: mini-ImageNet
+
+A recipe is a frozen dataclass: its fields are its options, on the command line too. Those of pictures share `Pictures`.
+
+    >>> import torch
+    >>> import fmeta
+    >>> recipe = fmeta.recipes.Sinusoid(shots=5)
+    >>> tasks = recipe.sampler("test", torch.device("cpu"))(fmeta.key(0), 3)
+    >>> tasks.support.x.shape
+    torch.Size([3, 5, 1])
+    >>> fmeta.runs.experiment(recipe, learner="meta_sgd").build_learner().name
+    'meta_sgd'
 """
 
 from fmeta._lazy import lazily

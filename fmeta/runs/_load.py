@@ -65,7 +65,7 @@ def moved(of: Experiment, device: str | None, data_dir: str | None) -> Experimen
 
 
 def measure(
-    trained: Trained,
+    run: Trained | str | Path,
     tasks: int | None = None,
     steps: Sequence[int] | None = None,
     *,
@@ -86,6 +86,7 @@ def measure(
         source: whose test tasks; None is the run's own.
         tell: takes lines for people, where it takes longer than a few seconds.
     """
+    trained = run if isinstance(run, Trained) else load(run)
     tasks = trained.experiment.run.eval_tasks if tasks is None else tasks
     if tasks < 2:
         raise InputError(f"measure(tasks={tasks}): expected at least 2, for an interval")

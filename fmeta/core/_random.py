@@ -13,7 +13,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +30,16 @@ _DRAW = _signed(0x8CB92BA72F3D8DD7)
 _NAMED = _signed(0xF1357AEA2E62A9C5)
 
 
-@torch.library.custom_op("fmeta::mix", mutates_args=(), schema="(Tensor z) -> Tensor")
 def _mix(z: Tensor) -> Tensor:
     """Scrambles the 64 bits of each element, one to one.
 
     An operator of its own, because inductor must not look inside: it writes these products as C++ signed arithmetic,
     whose overflow is undefined (g++ folded some into other numbers), and takes exponential time over `z ^ (z >> n)`.
     """
+    return torch.ops.fmeta.mix(z)
+
+
+def _mixed(z: Tensor) -> Tensor:
     z = (z * _signed(0x9E3779B97F4A7C15)).add_(_signed(0xA0761D6478BD642F))
     # int64 has no logical shift: shift arithmetically, then clear the copies of the sign
     z ^= (z >> 30).bitwise_and_(0x3FFFFFFFF)
@@ -48,14 +50,12 @@ def _mix(z: Tensor) -> Tensor:
     return z
 
 
-@_mix.register_fake
-def _(z: Tensor) -> Tensor:
-    return torch.empty_like(z)
-
-
-@_mix.register_vmap
-def _(info: Any, in_dims: tuple[int], z: Tensor) -> tuple[Tensor, int]:
-    return _mix(z), in_dims[0]
+# not `torch.library.custom_op`, whose first call imports the tracer of torch.compile: as long as torch itself takes
+_library = torch.library.Library("fmeta", "DEF")
+_library.define("mix(Tensor z) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.impl("mix", _mixed, "CompositeExplicitAutograd")
+torch.library.register_fake("fmeta::mix", torch.empty_like, lib=_library)
+torch.library.register_vmap("fmeta::mix", lambda info, in_dims, z: (_mix(z), in_dims[0]), lib=_library)
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:

@@ -133,7 +133,7 @@ def _convolve_fake(kind: int, a: Tensor, b: Tensor, *geometry: Sequence[int]) ->
     return y if kind == WEIGHT else y.movedim(-1, -1 - len(geometry[0]))
 
 
-_library = torch.library.Library("fmeta", "DEF")
+_library = torch.library.Library("fmeta", "FRAGMENT")
 _library.define(
     "convolve(int kind, Tensor a, Tensor b, int[] stride, int[] padding, int[] dilation, int[] groups, int[] size, "
     "int[] kernel) -> Tensor",

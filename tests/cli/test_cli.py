@@ -319,7 +319,7 @@ def test_a_device_without_values_is_refused_before_a_folder_is_made(fails, tmp_p
 
 
 def test_an_interruption_of_the_test_says_how_to_repeat_it(trained, tmp_path, capfd, monkeypatch):
-    def interrupts(*_):
+    def interrupts(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from fmeta.core import fold, key, normal
 from fmeta.core.tree import tree_map
 
 STREAMS = {"mann", "supervised", "transfer"}  # tasks without a support set
-INDEPENDENT = sorted(set(LEARNERS) - {"maml_plus_plus"} - STREAMS)  # no batch norm
+INDEPENDENT = sorted(set(LEARNERS) - {"maml_plus_plus", "anil-conv4"} - STREAMS)  # no batch norm
 
 
 def images(number, tasks=3, ways=3, shots=2, query=4):

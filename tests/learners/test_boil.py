@@ -73,8 +73,8 @@ def test_it_is_anil_with_the_complement(head, adapt):
     anil = fmeta.anil(NET, fmeta.mse, adapt=adapt, optimizer=fmeta.sgd(0.1), steps=3)
     found, info = fmeta.meta_grad(boil(head=head))(META, TASKS)
     expected, expected_info = fmeta.meta_grad(anil)(META, TASKS)
-    assert distance(found, expected) == 0
-    assert distance(info, expected_info) == 0
+    assert distance(found, expected) < 1e-15  # anil takes its features once where the head alone adapts
+    assert distance(info, expected_info) < 1e-15
 
 
 def test_a_head_that_is_not_there_is_named_with_near_names():

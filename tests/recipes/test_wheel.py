@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fmeta.cli import _show, main
+from fmeta.cli import _printing, main
 from fmeta.runs import experiment
 from fmeta.runs._find import recipe_class, recipe_points
 from fmeta.runs._rows import offered
@@ -63,7 +63,7 @@ def absent():
 def fmeta(capfd, tmp_path, monkeypatch):
     """Runs a command in this process, which has torch already; returns what it printed, or its line of error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_show.console, "_width", 200)
+    monkeypatch.setattr(_printing.console, "_width", 200)
 
     def run(*arguments, status=0):
         capfd.readouterr()

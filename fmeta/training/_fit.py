@@ -17,6 +17,7 @@ from fmeta.execution._compile import plan
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._memory import MemoryAdvice
 from fmeta.training._batches import Batches, Sample, sources_of
+from fmeta.training._brief import grouped
 from fmeta.training._logging import Logging
 from fmeta.training._progress import Every, NonFiniteError, Progress
 from fmeta.training._ranks import Ranks, RanksDifferError
@@ -36,10 +37,10 @@ def fit(
     scope: str = "none",
     run_dir: str | Path | None = None,
     resume: bool = False,
-    recipe: str | None = None,
     validate: Validation | Validate | None = None,
     saving: Saving = Saving(),  # noqa: B008  # a value
     logging: Logging = Logging(),  # noqa: B008  # a value
+    **brief: Any,
 ) -> Any:
     """Meta-trains and returns the final state: `fit(trainer, sample, …)`, or `fit(learner, optimizer, sample, …)`.
 
@@ -77,15 +78,16 @@ def fit(
             chose is kept in the run's choices.json, by which it goes on when resumed.
         run_dir: a new folder, or with `resume` the folder of a run; None keeps nothing.
         resume: go on from the last checkpoint in `run_dir`, where there is one.
-        recipe: where the run's recipe stands, "module:object" or "path/file.py:object", for who opens the run later:
-            it is kept in `recipe.json`, unless that is there.
         validate: what judges the meta-parameters, and how often; or only a function of them, of which the loss decides.
-        saving: how often to save.
+        saving: how often to save, and where the run's recipe stands.
         logging: how often to tell, and whom.
+        brief: fields of these three groups by themselves: `log_every`, `loggers`, `save_every`, `recipe`,
+            `validate_every`, `monitor`, `mode`, `patience`.
 
     Raises:
-        InputError: bad tasks; a trainer that cannot do what is asked; a `run_dir` that already holds a run, or that
-            another process trains in; a damaged or foreign checkpoint; a recipe that cannot be imported.
+        InputError: bad tasks; a trainer that cannot do what is asked; a keyword that there is not; a `run_dir` that
+            already holds a run, or that another process trains in; a damaged or foreign checkpoint; a recipe that
+            cannot be imported.
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         OtherRankError: another process could not begin, for the reason given.
         SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
@@ -94,15 +96,15 @@ def fit(
     """
     chosen, sources = _chosen(what, gradient)
     check_counts("fit", iterations=iterations, meta_batch=meta_batch)
+    judged, saving, logging = grouped(brief, validate, saving, logging)
     check_counts("Logging", every=logging.every)
     saving.check()
     if run_dir is None:
-        _check_needs_no_folder(resume, recipe)
-    judged = validate if isinstance(validate, Validation) or validate is None else Validation(validate)
+        _check_needs_no_folder(resume, saving.recipe)
     ranks, run, best = Ranks.present(), plan(scope), Monitor.of(judged)
     check_bare(chosen, ranks)
     part = range(meta_batch) if chosen.whole_batch else ranks.part(meta_batch)
-    place = None if recipe is None else find_object("fit(recipe=…)", recipe)[0]
+    place = None if saving.recipe is None else find_object("fit(recipe=…)", saving.recipe)[0]
     state = chosen.init(fold(key, "initialisation"))
     check_state(chosen.name, state)
     with contextlib.ExitStack() as stack:

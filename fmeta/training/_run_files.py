@@ -25,13 +25,15 @@ class SaveError(RuntimeError):
 
 
 class Saving(NamedTuple):
-    """How often `fit` takes a checkpoint, and what its `checkpoint.json` says beside `fit`'s own facts.
+    """How often `fit` takes a checkpoint, what its `checkpoint.json` says beside `fit`'s own facts, and where the
+    recipe of the run stands, for who opens it later (kept in `recipe.json`, unless that is there).
 
     fmeta.fit(..., run_dir="runs/a", saving=fmeta.Saving(every=500, facts={"data": "2026-11"}))
     """
 
     every: int = 1000  # meta-steps
     facts: Mapping[str, Any] = {}  # what JSON can hold
+    recipe: str | None = None  # "module:object" or "path/file.py:object"
 
     def check(self) -> None:
         """Raises InputError for an interval below 1, and for names that are `fit`'s own."""

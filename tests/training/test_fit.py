@@ -497,3 +497,16 @@ def test_resume_needs_a_run(tmp_path):
     for run_dir in (None, tmp_path / "mistyped"):
         with pytest.raises(fmeta.InputError, match="resume=True"):
             fmeta.fit(learner, fmeta.adam(1e-3), fmeta.tasks.sinusoid(), run_dir=run_dir, **settings)
+
+
+def test_fields_of_the_groups_may_be_given_by_themselves():
+    told = []
+    given = {"key": fmeta.key(0), "iterations": 4, "meta_batch": 2}
+    learner = fmeta.maml(fmeta.models.mlp([1, 4, 1]), fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    what = learner, fmeta.adam(1e-2), fmeta.tasks.sinusoid()
+    fmeta.fit(*what, **given, log_every=2, loggers=[lambda step, values: told.append(step)])
+    assert told == [2, 4]
+    with pytest.raises(fmeta.InputError, match=r"fit\(log_evry=2\): no such argument; did you mean 'log_every'"):
+        fmeta.fit(*what, **given, log_evry=2)
+    with pytest.raises(fmeta.InputError, match=r"fit\(patience=3\): nothing validates; expected validate="):
+        fmeta.fit(*what, **given, patience=3)

@@ -14,7 +14,7 @@ from fmeta.cli._words import Unknown, Words, axes_of, flags_of, read, space_of, 
 from fmeta.runs._experiment import Experiment, experiment
 from fmeta.runs._find import is_object, recipe_class, recipe_object
 from fmeta.runs._gradient_rows import GRADIENTS
-from fmeta.runs._grid import Chooser
+from fmeta.runs._grid import Chooser, as_chooser
 from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._options import OptionError, RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
@@ -104,8 +104,8 @@ def vary(command: str, arguments: Sequence[str], own: Any, *, ranges: bool) -> V
     recipe: Any = at.kind
     stored = dict[str, Any]()
     if at.words.value("recipe"):
-        recipe, own_fields = at.base.recipe, fields_of(at.kind)
-        stored = {n: v for n, v in at.base.options().items() if n not in own_fields and n not in axes}
+        recipe = at.base.recipe
+        stored = {name: value for name, value in as_chooser(at.base).fixed.items() if name not in axes}
     return Varied(Chooser(recipe, at.base.reference, stored | fixed), axes, dataclasses.replace(own, **given))
 
 

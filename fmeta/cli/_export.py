@@ -12,7 +12,6 @@ import tyro
 from fmeta.cli._options import options, positional, writing
 from fmeta.runs._options import OptionError
 
-_META = "meta."  # what the names of the meta-parameters begin with in a checkpoint
 _FORMATS = {  # suffix, and lines that load it
     "torch": (".pt", "import torch\nweights = torch.load({!r}, weights_only=True)"),
     "safetensors": (".safetensors", "from safetensors.torch import load_file\nweights = load_file({!r})"),
@@ -48,11 +47,11 @@ def export_command(arguments: list[str]) -> Callable[[], Any]:
 def _export(given: ExportOptions) -> None:
     from fmeta.cli import _printing as printing
     from fmeta.runs._load import read_chosen
-    from fmeta.training._checkpoint import read_checkpoint
+    from fmeta.training._checkpoint import is_meta, meta_name, read_checkpoint
 
     metadata = _recipe_facts(given.run)
     state = read_chosen(given.run, given.checkpoint, read_checkpoint)
-    weights = {name.removeprefix(_META): tensor for name, tensor in sorted(state.items()) if name.startswith(_META)}
+    weights = {meta_name(name) or "meta": tensor for name, tensor in sorted(state.items()) if is_meta(name)}
     metadata["step"] = str(int(state["step"]))
     suffix, python = _FORMATS[given.to]
     usual = given.run / f"weights{suffix}"

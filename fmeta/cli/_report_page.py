@@ -55,7 +55,7 @@ def page_of(given: ReportOptions, tell: Callable[[str], None]) -> str:
     trained = result = None
     if given.checkpoint != "last" or checkpoints(run.folder / "checkpoints"):
         trained = load(run.folder, checkpoint=given.checkpoint, device=given.device, data_dir=given.data_dir)
-        result = read_evaluation(run.folder, trained, tasks)
+        result = read_evaluation(run.folder, trained, tasks) if given.data_dir is None else None
         if result is None:
             tell(f"testing step {trained.step} on {tasks} tasks")
             result = measure(trained, tasks, tell=tell)

@@ -179,6 +179,8 @@ def values(words: Words, hints: Mapping[str, Any], unknown: Unknown) -> dict[str
         bare = option.removeprefix("no_") if hints.get(option.removeprefix("no_")) is bool else option
         if bare not in hints:
             raise unknown(option, " ".join(texts))
+        if option != bare and texts:
+            raise OptionError(option, " ".join(texts), "expected nothing after it")
         found[bare] = value_of(option, texts, hints[bare]) if option == bare else False
     return found
 

@@ -109,6 +109,9 @@ class Pictures(Recipe):
         if self.network == "conv2":
             if film:
                 raise OptionError("network", "conv2", "it cannot be modulated; expected stride, pool or resnet12")
+            for option, usual in (("norm", ("auto", "none")), ("width", (type(self).width,))):
+                if getattr(self, option) not in usual:
+                    raise OptionError(option, getattr(self, option), "conv2 has none to choose; leave it out")
             return conv2(ways, **shape)
         shape |= {"norm": self._norm(beside), "film": film or None}
         if self.network == "resnet12":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmeta._errors import InputError
+from fmeta.core._checks import check_counts
 from fmeta.evaluation import t_interval
 from fmeta.runs._experiment import Experiment
 from fmeta.runs._folder import check_resume, open_run
@@ -69,6 +70,9 @@ def ablate(
     Raises:
         InputError: before anything trains, for what does not fit, and where the folder holds other runs.
     """
+    check_counts("ablate", seeds=seeds)
+    if not points:
+        raise InputError("ablate(points=[]): expected at least one; fmeta.runs.grid makes them")
     folder, tell = Path(folder), tell or (lambda text: None)
     combinations = _combinations(folder, points, seeds)
     for combination in combinations:

@@ -26,8 +26,14 @@ class Predictions(NamedTuple):
     queries: tuple[str, ...]  # [query] what each is called, such as its file; () for inputs that came as tensors
 
     def labels(self) -> list[str]:
-        """The most probable class of each query example."""
-        return [self.names[i] for i in self.probabilities.argmax(-1).tolist()]
+        """The most probable class of each query example; "nothing" where its probabilities are no numbers.
+
+        Raises InputError where the learner predicts values.
+        """
+        if not self.names:
+            raise InputError("labels: these predictions are values and have no classes; read them in probabilities")
+        best = torch.where(self.probabilities.isnan().any(-1), -1, self.probabilities.argmax(-1))
+        return [[*self.names, "nothing"][i] for i in best.tolist()]
 
 
 class Adapted(NamedTuple):
@@ -121,6 +127,8 @@ def adapt(
         raise InputError(
             f"{here}: a run of {trained.learner.name}, which takes no support set; expected another learner"
         )
+    if steps is not None and trained.learner.inner is None:
+        raise InputError(f"adapt(steps={steps}): {trained.learner.name} takes no inner steps; leave steps out")
     given = support if isinstance(support, Support) else of.recipe.read_support(support, on_error)
     came = shapes_of(given.examples.x)
     if came != expected:

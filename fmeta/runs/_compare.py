@@ -79,7 +79,10 @@ def _measured(
 
 def _check_fits(folder: str, of: Experiment, first: Experiment) -> None:
     free = {"seed", *first.recipe.own_facts}
-    own, expected = ({n: v for n, v in e.facts().items() if n not in free} for e in (of, first))
+    own, expected = (
+        {n: v for n, v in e.facts().items() if n not in free} | ({"tests on": e.learner.tests_on} if e.learner else {})
+        for e in (of, first)
+    )
     differ = [n for n in own | expected if own.get(n) != expected.get(n)]
     if differ:
         listed = ", ".join(f"{n} {own.get(n)!r} where the first run has {expected.get(n)!r}" for n in differ)

@@ -74,14 +74,9 @@ class Experiment:
 
     def changed(self, **options: Any) -> Experiment:
         """With other values of some options."""
-        same = {name: value for name, value in self.options().items() if name not in options}
-        drop = set()
-        if "learner" in options or "gradient" in options:  # options of rows that go are theirs alone
-            kept = {f.name for f in fields_in(self.recipe)} | {f.name for f in fields_in(self.run)}
-            drop = {name for name in same if name not in kept and name not in ("learner", "gradient")}
-            if "learner" in options and "gradient" not in options:
-                drop.add("gradient")
-        return experiment(self, **{n: v for n, v in same.items() if n not in drop}, **options)
+        going = ("learner", "gradient") if "learner" in options else ("gradient",) if "gradient" in options else ()
+        drop = {*options, *going} | {f.name for part in going for f in fields_in(getattr(self, part))}  # theirs alone
+        return experiment(self, **{n: v for n, v in self.options().items() if n not in drop}, **options)
 
     def digest(self) -> str:
         """A fingerprint of what decides the run: what `movable` holds is left out."""

@@ -31,6 +31,7 @@ from fmeta.runs._processes import launch
 from fmeta.training._checkpoint import checkpoints
 from fmeta.training._run_files import write_whole
 
+DIGEST = "digest of the experiment"  # among the facts of a checkpoint
 _FORMAT = 2  # of recipe.json; version 0.1.0 wrote none
 
 
@@ -92,7 +93,7 @@ def open_run(folder: str | Path) -> Run:
         raise InputError(f"run {str(folder)!r}: {what}; expected the folder of a run") from error
     known = (run.experiment.digest(), *run.earlier)
     for step, facts in checkpoints(folder / "checkpoints"):
-        trained = facts.get("recipe", known[0])
+        trained = facts.get(DIGEST, known[0])
         if trained not in known:
             raise InputError(
                 f"run {str(folder)!r}: recipe.json was edited by hand: the checkpoint of step {step} was trained by "

@@ -10,7 +10,7 @@ from fmeta._errors import InputError
 from fmeta.runs._experiment import Experiment, experiment
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
-from fmeta.runs._options import RunOptions, fields_of
+from fmeta.runs._options import LearnerRow, RunOptions, fields_of
 from fmeta.runs._recipe import Recipe
 from fmeta.runs._rows import offered, row_of, unknown_option
 
@@ -32,7 +32,7 @@ class Chooser(NamedTuple):
         """Which of the options the learner and the meta-gradient that are among them take, in their order."""
         parts = self.parts(options)
         plain = {name for part in parts for name in fields_of(part)} | {"learner", "gradient"}
-        row = parts[1] if len(parts) > 2 else None
+        row = next((part for part in parts if issubclass(part, LearnerRow)), None)
         own = {f"{row.name}.{name}" for name in fields_of(row)} if row is not None else set()
         return [name for name in options if name in plain | own]
 

@@ -283,6 +283,7 @@ class Mann(LearnerRow):
     """An external memory, along a stream of labelled examples."""
 
     needs: ClassVar[frozenset[str]] = _CLASSES
+    tests_on: ClassVar[str] = "streams"
 
     def build(self, offer: Offer) -> Learner:
         from fmeta.learners import mann

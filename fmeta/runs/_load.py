@@ -85,6 +85,9 @@ def measure(
         inductive: measure each query example by itself too (see `fmeta.evaluate`).
         source: whose test tasks; None is the run's own.
         tell: takes lines for people, where it takes longer than a few seconds.
+
+    Raises:
+        InputError: as `load` and `fmeta.evaluate`; fewer than two tasks.
     """
     trained = run if isinstance(run, Trained) else load(run)
     tasks = trained.experiment.run.eval_tasks if tasks is None else tasks
@@ -100,7 +103,7 @@ def measure(
         steps=steps,
         classes=source.test_classes(tasks),
         inductive=inductive,
-        protocol=trained.experiment.facts(),
+        protocol=trained.experiment.facts() | {"seed": source.run.seed},
         progress=None if tell is None else _counting(tell),
     )
 

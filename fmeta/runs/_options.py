@@ -115,6 +115,7 @@ class LearnerRow:
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset({"head"})  # of what a recipe `gives`
     gradient: ClassVar[str] = "unrolled"  # the row of its own meta-gradient
+    tests_on: ClassVar[str] = "episodes"  # the form of its test tasks: learners of one form can be compared
     defaults: ClassVar[Mapping[str, Any]] = {}  # of its meta-gradient's options, where they are other than the row's
 
     def build(self, offer: Offer) -> Learner:

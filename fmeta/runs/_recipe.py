@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fmeta.tasks import Sampler, Split
 
 OnError = Literal["raise", "skip"]
-Shown = "Episode | Chart"
 
 
 class Metric(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from fmeta._errors import InputError
 from fmeta.runs._options import OptionError, RunOptions, fields_of, made
@@ -20,12 +20,24 @@ def check_names(recipe: type[Recipe], others: Sequence[type]) -> None:
     taken = dict.fromkeys(_WORDS, "the command line") | {
         option: getattr(part, "name", "every run") for part in others for option in fields_of(part)
     }
-    for option in fields_of(recipe):
+    for option, hint in fields_of(recipe).items():
+        if not _plain(hint):
+            raise InputError(
+                f"recipe {name}: its option {option!r} is a {getattr(hint, '__name__', hint)}; expected text, numbers, "
+                "true or false, a Literal, or a tuple of them, which recipe.json can hold"
+            )
         if option in taken:
             raise InputError(
                 f"recipe {name}: its option {option!r} is one of {taken[option]} too; expected a name that is free; "
                 f"rename the field of {recipe.__qualname__}"
             )
+
+
+def _plain(hint: Any) -> bool:
+    """Whether JSON can hold an option of that type, and give it back."""
+    if get_origin(hint) is Literal:
+        return all(isinstance(value, str | int | float) for value in get_args(hint))
+    return all(map(_plain, get_args(hint))) if get_args(hint) else hint in (str, int, float, bool, type(None), ...)
 
 
 def made_recipe(kind: type[Recipe], *sources: Mapping[str, Any]) -> Recipe:

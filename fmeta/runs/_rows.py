@@ -39,6 +39,8 @@ def row_of(what: str, name: str, rows: Mapping[str, Any], every: Mapping[str, An
     """The row of that name. Raises OptionError where there is none, or the recipe lacks what it needs."""
     if name in rows:
         return rows[name]
+    if not rows:
+        raise OptionError(what, name, f"recipe {recipe.name} brings its own {what}; leave it out")
     if name in every:
         lacks = sorted(every[name].needs - recipe.gives)
         raise OptionError(what, name, f"recipe {recipe.name} gives no {', '.join(lacks)}; {nearest(name, rows)}")

@@ -18,7 +18,7 @@ from fmeta.gradients import skipping
 from fmeta.runs._answers import answered, shown_steps
 from fmeta.runs._evaluations import write_evaluation
 from fmeta.runs._experiment import Experiment, Ready, experiment
-from fmeta.runs._folder import Run, change_run, check_resume, create_run, new_folder, open_run
+from fmeta.runs._folder import DIGEST, Run, change_run, check_resume, create_run, new_folder, open_run
 from fmeta.runs._load import Trained, measure
 from fmeta.runs._plots import curve_figure
 from fmeta.runs._processes import ended_by_sigterm, goes_on, process_group
@@ -72,6 +72,8 @@ def train(
         NonFiniteError: (and what else `fmeta.fit` raises) in training.
         KeyboardInterrupt: (SystemExit at SIGTERM) after the state was saved.
     """
+    if resume and run_dir is None:
+        raise InputError("train(resume=True): no run to go on with; expected run_dir, the folder of one")
     asked = recipe if isinstance(recipe, Experiment) else experiment(recipe)
     tell = tell or _silent
     place = None if run_dir is None else Path(run_dir)
@@ -132,7 +134,7 @@ def fit_run(
         run_dir=run.folder,
         resume=resume,
         validate=chosen,
-        saving=Saving(every=options.save_every, facts={"recipe": of.digest()}),
+        saving=Saving(every=options.save_every, facts={DIGEST: of.digest()}),
         logging=Logging(every=options.log_every, loggers=loggers),
     )
 

@@ -18,7 +18,7 @@ from fmeta._errors import InputError
 from fmeta.core import tree
 from fmeta.core._checks import check_counts
 from fmeta.execution import OutOfMemoryError
-from fmeta.runs._experiment import Experiment
+from fmeta.runs._experiment import Experiment, fields_in
 from fmeta.runs._find import recipe_object
 from fmeta.runs._folder import create_run
 from fmeta.runs._grid import Chooser, as_chooser
@@ -189,7 +189,11 @@ def _workers(study: Study, search: Search) -> Iterator[list[SpawnProcess]]:
 
 def _sent(chooser: Chooser) -> Chooser:
     """For another process, which imports a recipe without an entry point from where it stands."""
-    return chooser._replace(recipe=None) if chooser.reference else chooser  # type: ignore[arg-type]
+    if not chooser.reference:
+        return chooser
+    kind = isinstance(chooser.recipe, type)
+    own = {} if kind else {f.name: getattr(chooser.recipe, f.name) for f in fields_in(chooser.recipe)}
+    return chooser._replace(recipe=None, fixed={**own, **chooser.fixed})  # type: ignore[arg-type]
 
 
 def _worker(folder: Path, chooser: Chooser, space: Space, search: Search) -> None:
@@ -200,7 +204,7 @@ def _worker(folder: Path, chooser: Chooser, space: Space, search: Search) -> Non
         try:
             with answering("the first process goes on with what this one leaves"):
                 _work(open_study(folder, chooser, space, search.storage), search, _print)
-        except SaveError as error:
+        except (SaveError, InputError) as error:
             _print(str(error))
 
 

@@ -70,12 +70,18 @@ def load_meta(path: str | Path, like: Tree) -> Tree:
     Raises InputError if a file is missing or damaged, or holds other meta-parameters than `like`.
     """
     tensors = read_checkpoint(Path(path))
-    meta = {name.removeprefix("meta").removeprefix("."): t for name, t in tensors.items() if _is_meta(name)}
+    meta = {meta_name(name): t for name, t in tensors.items() if is_meta(name)}
     return _like(Path(path), meta, like, "learner and model")
 
 
-def _is_meta(name: str) -> bool:
+def is_meta(name: str) -> bool:
+    """Whether a tensor of a checkpoint is one of the meta-parameters."""
     return name == "meta" or name.startswith("meta.")
+
+
+def meta_name(name: str) -> str:
+    """Its name among these; "" where meta is one bare tensor."""
+    return name.removeprefix("meta").removeprefix(".")
 
 
 def _like(path: Path, tensors: Mapping[str, Tensor], like: Tree, same: str) -> Tree:

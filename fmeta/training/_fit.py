@@ -26,6 +26,19 @@ from fmeta.training._steps import Steps, check_bare, check_state
 from fmeta.training._trainer import Trainer, trainer
 from fmeta.training._validation import Monitor, Validate, Validation
 
+_KEYWORDS = (
+    "key",
+    "iterations",
+    "meta_batch",
+    "gradient",
+    "scope",
+    "run_dir",
+    "resume",
+    "validate",
+    "saving",
+    "logging",
+)
+
 
 @interruptible()
 def fit(
@@ -96,7 +109,7 @@ def fit(
     """
     chosen, sources = _chosen(what, gradient)
     check_counts("fit", iterations=iterations, meta_batch=meta_batch)
-    judged, saving, logging = grouped(brief, validate, saving, logging)
+    judged, saving, logging = grouped(brief, validate, saving, logging, _KEYWORDS)
     check_counts("Logging", every=logging.every)
     saving.check()
     if run_dir is None:

@@ -1,5 +1,7 @@
 """`experiment`: a recipe, a learner, a meta-gradient and a run's options, each with its own."""
 
+import dataclasses
+import pathlib
 import re
 
 import pytest
@@ -118,3 +120,44 @@ def test_auto_norms_fit_the_learner():
 
 def test_rows_bear_the_names_of_their_tables():
     assert all(row.name == name and row.__doc__ for table in (LEARNERS, GRADIENTS) for name, row in table.items())
+
+
+def test_another_meta_gradient_leaves_the_learners_options_as_they_are():
+    of = fmeta.runs.experiment("sinusoid", inner_lr=0.5, inner_steps=3)
+    changed = of.changed(gradient="adjoint")
+    assert (changed.learner, changed.gradient.name) == (of.learner, "adjoint")
+    assert of.changed(learner="reptile").gradient.name == "difference"
+
+
+def test_what_a_network_has_not_is_no_option_of_it():
+    for options in ({"norm": "task"}, {"width": 7}):
+        with pytest.raises(fmeta.InputError, match="conv2 has none to choose; leave it out"):
+            fmeta.runs.experiment("glyphs", network="conv2", **options).build_learner()
+
+
+def test_an_option_that_json_cannot_hold_is_refused_by_name():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Odd(fmeta.recipes.Sinusoid):
+        where: pathlib.Path = pathlib.Path()
+
+    with pytest.raises(fmeta.InputError, match="recipe sinusoid: its option 'where' is a Path; expected text"):
+        fmeta.runs.experiment(Odd)
+
+
+def test_a_grid_of_a_stored_experiment_keeps_each_learners_own_defaults():
+    of = fmeta.runs.experiment("sinusoid", inner_lr=0.2)
+    points = fmeta.runs.grid(of, {"learner": ["maml", "reptile", "maml_plus_plus"]})
+    found = {p.experiment.learner.name: p.experiment for p in points}
+    assert found["reptile"].gradient.name == "difference"
+    assert found["maml_plus_plus"].gradient.multi_step
+    assert all(each.learner.inner_lr == 0.2 for each in found.values())
+
+
+def test_no_points_and_no_seeds_are_refused(tmp_path):
+    with pytest.raises(fmeta.InputError, match="expected at least one"):
+        fmeta.runs.ablate([], tmp_path)
+    points = fmeta.runs.grid(fmeta.runs.experiment("sinusoid"), {})
+    with pytest.raises(fmeta.InputError, match=r"ablate\(seeds=0\)"):
+        fmeta.runs.ablate(points, tmp_path, seeds=0)
+    with pytest.raises(fmeta.InputError, match="no run to go on with"):
+        fmeta.runs.train("sinusoid", resume=True)

@@ -10,7 +10,7 @@ from fmeta.cli import main
 from fmeta.core import InputError
 from fmeta.runs import Trained, experiment, load, measure, open_run, train
 from fmeta.runs._evaluations import read_evaluation
-from fmeta.runs._folder import change_run
+from fmeta.runs._folder import DIGEST, change_run
 from fmeta.training._checkpoint import checkpoints
 
 TINY = {"hidden": (4,), "meta_batch": 2, "iterations": 4, "save_every": 2, "compile": "none", "eval_tasks": 3}
@@ -39,7 +39,7 @@ def test_a_run_is_opened_as_it_was_trained(trained):
     of = experiment("sinusoid", **TINY)
     opened = open_run(trained)
     assert opened.experiment == of
-    assert opened.experiment.digest() == checkpoints(trained / "checkpoints")[-1][1]["recipe"]
+    assert opened.experiment.digest() == checkpoints(trained / "checkpoints")[-1][1][DIGEST]
     stored = json.loads((trained / "recipe.json").read_text())
     assert list(stored)[:4] == ["format", "fmeta", "torch", "scope"]
     assert stored["learner"]["options"].keys() == {"inner_lr", "inner_steps", "inner_optimizer", "inner_clip"}

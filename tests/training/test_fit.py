@@ -508,5 +508,11 @@ def test_fields_of_the_groups_may_be_given_by_themselves():
     assert told == [2, 4]
     with pytest.raises(fmeta.InputError, match=r"fit\(log_evry=2\): no such argument; did you mean 'log_every'"):
         fmeta.fit(*what, **given, log_evry=2)
+    with pytest.raises(fmeta.InputError, match=r"did you mean 'resume'"):
+        fmeta.fit(*what, **given, resum=True)
+    with pytest.raises(fmeta.InputError, match=r"expected gradient=fmeta.skipping\(\)"):
+        fmeta.fit(*what, **given, skip_nonfinite=True)
+    with pytest.raises(fmeta.InputError, match=r"fit\(log_every=9\): logging= says it too; expected it once"):
+        fmeta.fit(*what, **given, logging=fmeta.Logging(every=5), log_every=9)
     with pytest.raises(fmeta.InputError, match=r"fit\(patience=3\): nothing validates; expected validate="):
         fmeta.fit(*what, **given, patience=3)

@@ -80,6 +80,7 @@ def main(folder):
         except (AssertionError, OtherRankError) as error:
             result["failed"] = type(error).__name__, str(error)
     torch.save(result, folder / f"{rank}.pt")
+    dist.barrier()  # gloo of torch 2.11 may abort where one leaves while another still talks
     dist.destroy_process_group()
 
 

@@ -141,7 +141,8 @@ def test_forward_mode_is_the_same_derivative():
     def slope(op):
         return lambda w, x: torch.func.jvp(lambda w, x: (op(x, w, None, 1, 1) ** 2).sum(), (w, x), (2 * w, x - 1))[1]
 
-    found = fmeta.compile(slope(conv), backend="aot_eager")(w, x[0])
+    # not aot_eager, which in torch 2.14 cannot take a graph with forward derivatives, of torch's own conv2d either
+    found = fmeta.compile(slope(conv), backend="eager")(w, x[0])
     torch.testing.assert_close(found, slope(F.conv2d)(w, x[0]))
 
 

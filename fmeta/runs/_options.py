@@ -119,7 +119,8 @@ class LearnerRow:
     defaults: ClassVar[Mapping[str, Any]] = {}  # of its meta-gradient's options, where they are other than the row's
 
     def build(self, offer: Offer) -> Learner:
-        raise NotImplementedError
+        row = type(self).__name__
+        raise InputError(f"learner row {row}: it has no build(offer); expected one that returns a Learner")
 
     def optimizer(self, rate: Any) -> Optimizer:
         """Of the outer loop, at the rate or the schedule of the run."""
@@ -139,7 +140,8 @@ class GradientRow:
     name: ClassVar[str]
 
     def build(self, steps: int) -> MetaGradient:
-        raise NotImplementedError
+        row = type(self).__name__
+        raise InputError(f"meta-gradient row {row}: it has no build(steps); expected one that returns a MetaGradient")
 
     def phases(self, steps: int) -> dict[int, MetaGradient]:
         """First meta-step -> meta-gradient from there on."""

@@ -10,7 +10,7 @@ import torch
 import fmeta
 from fmeta.core import InputError
 from fmeta.recipes import Glyphs, Sinusoid
-from fmeta.runs import OptionError, experiment
+from fmeta.runs import GradientRow, LearnerRow, OptionError, experiment
 from fmeta.runs._gradient_rows import GRADIENTS
 from fmeta.runs._learner_rows import LEARNERS
 from fmeta.runs._rows import offered
@@ -120,6 +120,17 @@ def test_auto_norms_fit_the_learner():
 
 def test_rows_bear_the_names_of_their_tables():
     assert all(row.name == name and row.__doc__ for table in (LEARNERS, GRADIENTS) for name, row in table.items())
+
+
+def test_a_row_that_builds_nothing_is_named(monkeypatch):
+    unfinished = type("Unfinished", (LearnerRow,), {"name": "unfinished"})
+    monkeypatch.setitem(LEARNERS, "unfinished", unfinished)
+    with pytest.raises(InputError, match=r"learner row Unfinished: it has no build\(offer\); expected one that"):
+        experiment("sinusoid", learner="unfinished").build_learner()
+    unweighed = type("Unweighed", (GradientRow,), {"name": "unweighed"})
+    monkeypatch.setitem(GRADIENTS, "unweighed", unweighed)
+    with pytest.raises(InputError, match=r"meta-gradient row Unweighed: it has no build\(steps\); expected one that"):
+        phases("sinusoid", gradient="unweighed")
 
 
 def test_another_meta_gradient_leaves_the_learners_options_as_they_are():

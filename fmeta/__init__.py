@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from fmeta.execution import *
     from fmeta.gradients import *
     from fmeta.learners import *
-    from fmeta.models import from_module
+    from fmeta.models import from_module, to_module
     from fmeta.operators import *
     from fmeta.runs import Adapted, Predictions, adapt
     from fmeta.training import *
 
 _WHOLE = ("core", "operators", "gradients", "learners", "execution", "evaluation", "training")  # all their names
-_PARTS = {"models": ("from_module",), "runs": ("Adapted", "Predictions", "adapt")}  # these names
+_PARTS = {"models": ("from_module", "to_module"), "runs": ("Adapted", "Predictions", "adapt")}  # these names
 _PACKAGES = ("cli", "models", "recipes", "runs", "tasks", "testing", *_WHOLE)
 
 

@@ -6,20 +6,25 @@ Those that the compiler needs are imported when they are used: they take as long
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as without_levels
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of axes
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # batch and instance norms
-from torch.nn.modules.dropout import _DropoutNd as Dropout  # all kinds of it
+from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
 __all__ = [
-    "LEVEL_EDGES", "DispatchMode", "Dropout", "RunningNorm", "autocast_is_on", "compiled_by_torch", "compiling",
-    "copy_all", "fake_mode", "fast_bfloat16", "is_fake", "level_depth", "mark_compiled", "named_backend", "pop_levels",
-    "trace", "watched",
+    "LEVEL_EDGES", "BatchNorm", "DispatchMode", "RunningNorm", "SpectralNorm", "autocast_is_on", "compiled_by_torch",
+    "compiling", "copy_all", "fake_mode", "fast_bfloat16", "first_of_batch", "is_batched", "is_fake", "level_depth",
+    "mark_compiled", "named_backend", "opened", "pop_levels", "spellings", "trace", "watched", "without_levels",
 ]  # fmt: skip
 
 # ---- tensors without data, dispatch --------------------------------------------------------------
@@ -62,7 +67,44 @@ def fast_bfloat16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.backends.cpu.get_cpu_capability().startswith("SVE")
 
 
+# ---- the names of an operator --------------------------------------------------------------------
+
+
+def spellings(name: str) -> list[Callable[..., Any]]:
+    """All callables that run the operator `torch.<name>` with its arguments: torch's, autograd's, each overload's."""
+    places = (torch, torch._C._nn, Tensor, torch.ops.aten)
+    found = [getattr(place, name) for place in places if hasattr(place, name)]
+    packets = [each for each in found if isinstance(each, torch._ops.OpOverloadPacket)]
+    return found + [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
+
+
+@functools.cache
+def opened(function: FunctionType) -> Callable[..., Any]:
+    """A function of torch.nn.functional whose operations a function mode sees one by one, instead of the whole."""
+    unseen = {name: lambda *_: False for name in vars(F) if name.startswith("has_torch_function")}
+    inside = FunctionType(
+        function.__code__, {**vars(F), **unseen}, function.__name__, function.__defaults__, function.__closure__
+    )
+    inside.__kwdefaults__ = function.__kwdefaults__
+    return inside
+
+
 # ---- the levels of torch.func --------------------------------------------------------------------
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether the vmap that is innermost now has `t` among what differs by task."""
+    return _functorch.is_batchedtensor(t)
+
+
+def first_of_batch(t: Tensor) -> Tensor:
+    """The values that a tensor has for the first element of every vmap around, free of all transforms."""
+    while _functorch.is_functorch_wrapped_tensor(t):
+        axis = _functorch.maybe_get_bdim(t) if _functorch.is_batchedtensor(t) else None
+        t = _functorch.get_unwrapped(t)
+        t = t if axis is None or axis < 0 else t.select(axis, 0)
+    return t.detach()
+
 
 _POP: dict[Any, Callable[[], Any]] = {  # not torch's own function, which pops one too many in torch 2.11
     _functorch.TransformType.Vmap: _functorch._vmap_decrement_nesting,

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from fmeta.core import InputError
 
 
 def moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
@@ -52,8 +53,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 def batch_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Batch norm with the statistics of the present batch, `[example, channel, ...]`.
 
-    Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167. Raises InputError for one value per channel, as torch does.
     """
+    if x.shape[0] * math.prod(x.shape[2:]) == 1:
+        raise InputError(
+            f"batch norm by the batch's statistics: 1 example, {list(x.shape)}, which is its own mean, so that every "
+            "input would get the same prediction; expected more examples; or norm='frozen' or 'group'"
+        )
     return normalise(x, [0, *range(2, x.ndim)], by_channel(weight, x), by_channel(bias, x), eps)
 
 
@@ -70,11 +76,19 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
-    return normalise(input, list(range(-len(normalized_shape), 0)), weight, bias, eps)
+    return normalise(input, _last(normalized_shape), weight, bias, eps)
 
 
-def torch_batch_norm(
+def native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = moments(input, _last(normalized_shape))
+    return rescale(input, mean, variance, weight, bias, eps), mean, (variance + eps).rsqrt()
+
+
+def functional_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -84,13 +98,47 @@ def torch_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if running_mean is not None or running_var is not None or not training:
-        # running statistics: torch's own, which refuses to update them under vmap
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if not training and running_mean is not None and running_var is not None:
+        mean, variance = (by_channel(t, input) for t in (running_mean, running_var))
+        assert mean is not None
+        assert variance is not None
+        return rescale(input, mean, variance, by_channel(weight, input), by_channel(bias, input), eps)
+    _refuse_running("batch_norm", running_mean, running_var)
     return batch_norm(input, weight, bias, eps)
 
 
-def instance_norm(
+def torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    return functional_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = functional_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if not training:
+        return y, input.new_empty(0), input.new_empty(0)  # as torch has it
+    mean, variance = moments(input, [0, *range(2, input.ndim)])
+    return y, mean.flatten(), (variance + eps).rsqrt().flatten()
+
+
+def functional_instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -100,6 +148,35 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if running_mean is not None or running_var is not None or not use_input_stats:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if not use_input_stats:
+        return functional_batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    _refuse_running("instance_norm", running_mean, running_var)
+    if math.prod(input.shape[2:]) == 1:
+        raise InputError(f"instance_norm: one value per channel, {list(input.shape)}; expected more, to take a mean of")
     return normalise(input, list(range(2, input.ndim)), by_channel(weight, input), by_channel(bias, input), eps)
+
+
+def torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    return functional_instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _last(shape: Sequence[int]) -> list[int]:
+    return list(range(-len(shape), 0))
+
+
+def _refuse_running(call: str, *statistics: Tensor | None) -> None:
+    if any(t is not None for t in statistics):
+        raise InputError(
+            f"{call}(training=True): it moves running statistics, which a pure function cannot; expected a layer of "
+            "torch's in its place, of which from_module(norm=…) makes a pure one; or statistics of the batch alone"
+        )

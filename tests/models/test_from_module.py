@@ -199,14 +199,32 @@ class TestDropout:
     def test_without_dropout_there_is_no_noisy(self):
         assert fmeta.from_module(nn.Linear(2, 2)).noisy is None
 
-    @pytest.mark.parametrize(
-        "layer", [nn.AlphaDropout(0.5), nn.LSTM(2, 2), nn.GRUCell(2, 2), nn.MultiheadAttention(4, 2, dropout=0.1)]
-    )
-    def test_layers_that_cannot_be_keyed_or_batched_are_refused_by_name(self, layer):
-        net = nn.Module()
-        net.part = layer
-        with pytest.raises(fmeta.InputError, match=rf"part \({type(layer).__name__}\)"):
-            fmeta.from_module(net)
+    def test_a_network_of_ones_own_may_draw_in_any_way(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(4, 200)
+
+            def forward(self, x):
+                return nn.functional.dropout(self.layer(x), 0.25, self.training)
+
+        model = fmeta.from_module(Net())
+        params = model.init(KEY)
+        one, two = model.noisy(params, self.x, KEY), model.noisy(params, self.x, fold(KEY, 1))
+        assert (one == 0).any()
+        assert not torch.equal(one, two)
+        assert not (model.apply(params, self.x) == 0).any()
+
+    def test_without_a_key_it_says_how_to_give_one(self):
+        model = fmeta.from_module(self.net)
+        with pytest.raises(fmeta.InputError, match=r"1 \(Dropout\).*no key.*fmeta\.split"):
+            model.noisy(model.init(KEY), self.x, ())
+
+    def test_one_layer_in_two_places_draws_twice(self):
+        drop = nn.Dropout(0.5)
+        model = fmeta.from_module(nn.Sequential(nn.Linear(1, 1, bias=False), drop, nn.Identity(), drop))
+        y = model.noisy({"0.weight": torch.ones(1, 1)}, torch.ones(20_000, 1), KEY)
+        assert abs((y != 0).float().mean().item() - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
 
 
 def test_a_layer_in_two_places_is_replaced_in_both():
@@ -214,10 +232,6 @@ def test_a_layer_in_two_places_is_replaced_in_both():
     model = fmeta.from_module(nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm), norm="batch")
     y = model.apply(model.init(KEY), torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(y.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
-    drop = nn.Dropout(0.5)
-    model = fmeta.from_module(nn.Sequential(nn.Linear(1, 1, bias=False), drop, nn.Identity(), drop))
-    y = model.noisy({"0.weight": torch.ones(1, 1)}, torch.ones(20_000, 1), KEY)
-    assert abs((y != 0).float().mean().item() - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
 
 
 def test_later_changes_of_the_module_change_nothing():
@@ -271,13 +285,156 @@ class TestRefusals:
             fmeta.from_module(conv_net(), norm="batch", calibrate=X)
 
 
-def test_a_module_that_torch_differentiates_once_is_refused_by_second_order_alone():
-    net = fmeta.from_module(nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3)))
-    learner = fmeta.maml(net, fmeta.cross_entropy, optimizer=fmeta.sgd(0.1), steps=1)
-    x, y = torch.randint(9, (2, 3, 5)), torch.arange(3).expand(2, 3)
-    tasks = fmeta.Task(fmeta.Examples(x, y), fmeta.Examples(x, y), fmeta.core.fold(fmeta.key(0), torch.arange(2)))
-    meta = learner.init(fmeta.key(0))
-    with warnings.catch_warnings(action="ignore"):  # torch has no batching rule for it
-        with pytest.raises(fmeta.InputError, match=r"maml.*_embedding_bag_backward.*twice.*first_order\(\)"):
-            fmeta.meta_grad(learner)(meta, tasks)
-        fmeta.meta_grad(learner, fmeta.first_order())(meta, tasks)
+class NormAndActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: the activation, and dropout, are inside the norm's own forward."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.0), nn.SiLU()
+
+    def forward(self, x):
+        moves = self.training or self.running_mean is None
+        y = nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, moves, 0.1, self.eps
+        )
+        return self.act(self.drop(y))
+
+
+class ByHand(nn.BatchNorm2d):
+    def forward(self, x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) * self.weight[:, None, None]
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_a_norm_with_something_in_it_keeps_that_under_every_policy(norm):
+    net = trained(conv_net(NormAndActivation))
+    model = fmeta.from_module(net, norm=norm, groups=4)
+    found = model.apply(model.init(KEY), X)
+    apart = conv_net(lambda channels: nn.Sequential(nn.BatchNorm2d(channels), nn.SiLU()))
+    apart.load_state_dict(
+        {n.replace("1.", "1.0.", 1) if n.startswith("1.") else n: t for n, t in net.state_dict().items()}
+    )
+    reference = fmeta.from_module(apart, norm=norm, groups=4)
+    torch.testing.assert_close(found, reference.apply(reference.init(KEY), X))
+
+
+def test_a_norm_written_by_hand_takes_no_group_policy():
+    model = fmeta.from_module(conv_net(ByHand), norm="group")
+    with pytest.raises(fmeta.InputError, match=r"1 \(ByHand\) normalises without F.batch_norm"):
+        model.apply(model.init(KEY), X)
+
+
+def test_statistics_of_one_example_are_refused():
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    model = fmeta.from_module(net, norm="batch")
+    with pytest.raises(fmeta.InputError, match=r"1 \(BatchNorm1d\).*1 example.*frozen.*group"):
+        model.apply(model.init(KEY), torch.randn(1, 4))
+
+
+class TestConstants:
+    def test_keep_the_dtype_they_came_with(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.frozen = nn.Linear(4, 8, dtype=torch.bfloat16).requires_grad_(False)
+                self.head = nn.Linear(8, 3)
+                self.register_buffer("start", torch.tensor(1.7e9, dtype=F64))
+
+            def forward(self, x, time):
+                since = (time - self.start).float()[:, None]
+                return self.head(self.frozen(x.bfloat16()).float() + since)
+
+        torch.manual_seed(0)
+        net, x = Net(), torch.randn(5, 4)
+        time = 1.7e9 + torch.arange(5, dtype=F64) / 8
+        model = fmeta.from_module(net)
+        found = model.apply(model.init(KEY), (x, time))
+        assert torch.equal(found, net(x, time))
+        assert torch.equal(fmeta.over_tasks(model.apply)(model.init(KEY), (x[None], time[None]))[0], net(x, time))
+
+    def test_follow_the_parameters_into_another(self):
+        net = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.Tanh(), nn.Linear(8, 3))
+        model = fmeta.from_module(net)
+        params = {n: p.double() for n, p in model.init(KEY).items()}
+        assert model.apply(params, torch.randn(2, 4, dtype=F64)).dtype == F64
+
+    def test_follow_the_input_where_all_are_frozen(self):
+        model = fmeta.from_module(nn.Linear(4, 3).requires_grad_(False))
+        assert model.apply({}, torch.randn(2, 4, dtype=F64)).dtype == F64
+
+
+class TestRefused:
+    """By the layer's name, with a cure that applies."""
+
+    @pytest.mark.parametrize(
+        ("net", "words"),
+        [
+            (
+                lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))),
+                r"0 \(Linear\).*parametrizations.weight_norm",
+            ),
+            (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), r"0 \(.*parametrizations.spectral_norm"),
+            (
+                lambda: nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64)),
+                r"0.weight is torch.complex64.*view_as_real",
+            ),
+        ],
+    )
+    def test_by_name(self, net, words):
+        with warnings.catch_warnings(action="ignore"):  # deprecated by torch too
+            module = net()
+        with pytest.raises(fmeta.InputError, match=words):
+            fmeta.from_module(module)
+
+
+def test_spectral_norm_holds_the_norm_at_one_wherever_the_weights_go():
+    torch.manual_seed(0)
+    model = fmeta.from_module(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8, dtype=F64))))
+    params = model.init(KEY)
+    for scale in (0.1, 1.0, 10.0):
+        moved = {n: p + scale * torch.randn_like(p) for n, p in params.items()}
+        weight = model.apply(moved, torch.eye(4, dtype=F64)) - model.apply(moved, torch.zeros(1, 4, dtype=F64))
+        assert abs(torch.linalg.matrix_norm(weight, 2).item() - 1) < 0.02
+
+
+def test_gradient_checkpointing_is_switched_off_in_the_copy():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.gradient_checkpointing = nn.Linear(4, 3, dtype=F64), True
+
+        def forward(self, x):
+            if self.gradient_checkpointing and self.training:
+                return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=False)
+            return self.layer(x)
+
+    net = Net()
+    model = fmeta.from_module(net)
+    x = torch.randn(5, 4, dtype=F64)
+    slopes = grad(lambda p: model.noisy(p, x, KEY).square().sum())(model.init(KEY))
+    assert slopes["layer.weight"].any()
+    assert net.gradient_checkpointing
+
+
+class TestToModule:
+    @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+    def test_predicts_in_eval_what_the_model_does(self, norm):
+        net = trained(conv_net())
+        model = fmeta.from_module(net, norm=norm)
+        params = {n: p + 0.1 for n, p in model.init(KEY).items()}
+        back = fmeta.to_module(net, params, norm=norm)
+        torch.testing.assert_close(back.eval()(X), model.apply(params, X))
+        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in back.parameters())
+        assert not torch.equal(net[0].weight, back[0].weight)
+
+    def test_statistics_can_be_taken_from_data(self):
+        net = conv_net()
+        back = fmeta.to_module(net, fmeta.from_module(net, norm="batch").init(KEY), norm="frozen", calibrate=X)
+        torch.testing.assert_close(
+            back.eval()(X),
+            fmeta.from_module(net, norm="frozen", calibrate=X).apply(fmeta.from_module(net, norm="batch").init(KEY), X),
+        )
+
+    def test_parameters_of_another_module_are_refused(self):
+        with pytest.raises(fmeta.InputError, match=r"odd has no place here, weight is missing, bias is missing"):
+            fmeta.to_module(nn.Linear(2, 2), {"odd": torch.ones(2)})

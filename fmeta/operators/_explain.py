@@ -1,0 +1,117 @@
+"""What torch says when a function cannot be batched or differentiated, in the words of the one who wrote it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmeta.core import InputError
+
+# what torch's message holds -> what is at fault, and the cure
+_CURES = {
+    r"vmap over calling \.item\(\)|calling \.item\(\)|data-dependent control flow": (
+        "what is done depends on the values of a tensor (an if, a while, .item(), .tolist(), int(), bool(), a shortcut "
+        "for a mask that is all ones), and each task has other values",
+        "torch.where in place of the branch, or the mask applied always; or values that all tasks share, read before "
+        "training",
+    ),
+    r"dynamic shape|aten::nonzero|masked_select|boolean mask|_unique2": (
+        "the shape of a result depends on the values of a tensor (a boolean mask as an index, nonzero, unique, "
+        "F.one_hot without num_classes)",
+        "torch.where, a product with the mask and a sum, or F.one_hot(y, num_classes)",
+    ),
+    r"inplace arithmetic|in-place operation.*vmap|vmap: .*in-?place": (
+        "an operation in place writes what differs by task into a tensor that all tasks share, such as one made by "
+        "torch.zeros",
+        "x.new_zeros(…) or torch.zeros_like(x), made of a tensor that differs by task; or torch.stack of the pieces",
+    ),
+    r"mutate a captured Tensor": (
+        "an operation in place writes into a tensor from outside the function, such as a buffer, a cache or an input",
+        "a new tensor in its place (x = x + 1 for x += 1); a network's state belongs into its parameters or its input",
+    ),
+    r"randomness error mode|called random operation": (
+        "torch's own random numbers are drawn, which are no function of a key",
+        "fmeta.uniform, normal, randint or permutation with a key; in a network dropout, which from_module draws from "
+        "the task's key",
+    ),
+    r"saved tensor hooks": (
+        "torch.utils.checkpoint, or another hook on saved tensors, is on, and torch.func does not have them",
+        "the network without gradient checkpointing; fmeta.adjoint() and fmeta.chunked(gradient, size) save the memory",
+    ),
+    r"override the setup_context|generate_vmap_rule|vmap staticmethod": (
+        "a torch.autograd.Function is written in the old form, or has no rule for vmap",
+        "forward(…) without ctx, setup_context(ctx, inputs, output), and generate_vmap_rule = True in the class",
+    ),
+    r"Batching rule not implemented|batching rule": (
+        "torch cannot batch an operation over tasks",
+        "the same in operations that it can; torch's words name the operation",
+    ),
+    r"same dtype|should be the same|found dtype|expected scalar type": (
+        "tensors of different dtypes meet, such as NumPy's float64, or integers, and parameters in float32",
+        "inputs in the dtype of the parameters, such as x.float()",
+    ),
+}  # fmt: skip
+_LIBRARIES = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """A context in which errors of torch whose cause is known become an InputError that names it, the layer and the
+    caller's own line; with `located` what fmeta's operators refuse gets these names too."""
+
+    located: bool
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, InputError):
+            if self.located and layer_of(error):
+                raise InputError(f"{whereabouts(error)}: {error}") from error
+        elif isinstance(error, Exception):
+            words = explanation(error)
+            if words is not None:
+                raise InputError(words) from error
+
+
+explained, explained_by_layer = _Explained(False), _Explained(True)
+
+
+def explanation(error: Exception) -> str | None:
+    """The layer and line, what is at fault, and the cure; None where nothing is known of this error."""
+    said = str(error)
+    for pattern, (fault, cure) in _CURES.items():
+        if re.search(pattern, said):
+            return f"{whereabouts(error)}: {fault}; expected {cure} (torch: {said.strip().splitlines()[0][:160]})"
+    return None
+
+
+def whereabouts(error: BaseException) -> str:
+    """The layer and the last line outside of torch and fmeta that led to an error."""
+    layer, line = layer_of(error), own_line(error.__traceback__)
+    return ", ".join(part for part in (layer, line) if part) or "over tasks"
+
+
+def own_line(trace: TracebackType | None) -> str:
+    own = [f for f in traceback.extract_tb(trace) if not f.filename.startswith((*_LIBRARIES, "<"))]
+    return f"{own[-1].line!r} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+
+
+def layer_of(error: BaseException) -> str:
+    """The innermost module whose forward pass raised, by its name in the outermost."""
+    modules: list[nn.Module] = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and frame.f_code.co_name == "forward":
+            modules.append(module)
+    if not modules:
+        return ""
+    name = next((n for n, m in modules[0].named_modules() if m is modules[-1]), "")
+    return f"{name or 'the module'} ({type(modules[-1]).__name__})"

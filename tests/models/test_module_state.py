@@ -1,0 +1,159 @@
+"""State outside the parameters: tables that are filled once are kept right, whatever moves is refused by its name."""
+
+import pytest
+import torch
+from helpers import F64
+from torch import nn
+
+import fmeta
+
+KEY = fmeta.key(0)
+
+
+def net_of(forward, **state):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(4, 3, dtype=F64)
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    self.register_buffer(name, value.clone())
+                else:
+                    setattr(self, name, value)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    return Net()
+
+
+def over_tasks(model, x):
+    return fmeta.over_tasks(model.apply)(model.init(KEY), x)
+
+
+def inputs(*shape, seed=0):
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def with_table(net, x):
+    if net.table is None or len(net.table) != len(x):
+        net.table = torch.arange(len(x), dtype=x.dtype)[:, None].sin()
+    return net.layer(x) + net.table
+
+
+def test_a_table_that_depends_on_the_length_is_right_for_lengths_in_turn():
+    model = fmeta.from_module(net_of(with_table, table=None))
+    for length in (3, 5, 3, 5, 3):
+        x = inputs(2, length, 4)
+        expected = torch.stack([net_of(with_table, table=None)(each) for each in x])
+        torch.testing.assert_close(over_tasks(model, x), expected.detach())
+
+
+def test_so_is_its_meta_gradient_and_its_compiled_one():
+    learner = fmeta.maml(
+        fmeta.from_module(net_of(with_table, table=None)), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1
+    )
+    plain = net_of(lambda net, x: net.layer(x) + torch.arange(len(x), dtype=x.dtype)[:, None].sin())
+    reference = fmeta.maml(fmeta.from_module(plain), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1)
+    examples = [fmeta.Examples(inputs(2, n, 4), inputs(2, n, 3, seed=1)) for n in (4, 5)]
+    tasks = fmeta.Task(*examples, fmeta.split(KEY, 2))
+    meta = learner.init(KEY)
+    expected, _ = fmeta.meta_grad(reference)(meta, tasks)
+    step = fmeta.meta_grad(learner)
+    for found in (fmeta.compile(step, backend="aot_eager")(meta, tasks)[0], *(step(meta, tasks)[0] for _ in range(2))):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_table_filled_while_tracing_leaves_nothing_behind():
+    model = fmeta.from_module(net_of(with_table, table=None))
+    x, params = inputs(3, 4), model.init(KEY)
+    compiled = fmeta.compile(model.apply, backend="aot_eager")(params, x)
+    torch.testing.assert_close(compiled, model.apply(params, x))
+
+
+def in_place(net, x):
+    return net.layer(x) / net.seen.add_(1)
+
+
+def assigned(net, x):
+    net.seen = net.seen + 1
+    return net.layer(x) / net.seen
+
+
+@pytest.mark.parametrize("forward", [in_place, assigned])
+def test_a_buffer_that_moves_is_refused_by_name(forward):
+    net = net_of(forward, seen=torch.zeros((), dtype=F64))
+    with pytest.raises(fmeta.InputError, match=r"buffer 'seen' of the module \(Net\) changes with every call"):
+        over_tasks(fmeta.from_module(net), inputs(2, 5, 4))
+    assert net.seen == 0
+
+
+def test_a_number_that_moves_is_refused_where_it_tells():
+    def told(net, x):
+        net.calls += 1
+        return net.layer(x) / net.calls
+
+    def counted(net, x):
+        net.calls += 1
+        return net.layer(x)
+
+    with pytest.raises(fmeta.InputError, match="attribute 'calls'"):
+        over_tasks(fmeta.from_module(net_of(told, calls=0)), inputs(2, 5, 4))
+    net = net_of(counted, calls=0)
+    torch.testing.assert_close(over_tasks(fmeta.from_module(net), inputs(2, 5, 4)), net.layer(inputs(2, 5, 4)).detach())
+
+
+def test_statistics_of_the_first_batch_are_refused():
+    def act_norm(net, x):
+        if not net.ready:
+            net.mean.copy_(x.mean(0))
+            net.ready.fill_(True)
+        return net.layer(x - net.mean)
+
+    state = {"mean": torch.zeros(4, dtype=F64), "ready": torch.tensor(False)}
+    net = net_of(act_norm, **state)
+    with pytest.raises(fmeta.InputError, match=r"buffer 'mean'.*first batch.*run the module"):
+        over_tasks(fmeta.from_module(net), inputs(2, 5, 4))
+    net(inputs(50, 4))  # the cure
+    expected = net.layer(inputs(2, 5, 4) - net.mean).detach()
+    torch.testing.assert_close(over_tasks(fmeta.from_module(net), inputs(2, 5, 4)), expected)
+
+
+def test_kept_activations_do_no_harm():
+    def keeps(net, x):
+        net.seen = net.layer(x)
+        return net.seen.tanh()
+
+    net = net_of(keeps, seen=None)
+    net(inputs(2, 4))  # the caller tried the network: what is kept has a history
+    model = fmeta.from_module(net)
+    for _ in range(2):
+        torch.testing.assert_close(over_tasks(model, inputs(2, 5, 4)), net(inputs(2, 5, 4)).detach())
+
+
+def test_an_input_changed_in_place_stays_as_it_was():
+    net = net_of(lambda net, x: net.layer(x.mul_(2)))
+    model, x = fmeta.from_module(net), inputs(2, 5, 4)
+    for _ in range(2):
+        torch.testing.assert_close(over_tasks(model, x), net.layer(2 * inputs(2, 5, 4)).detach())
+    assert torch.equal(x, inputs(2, 5, 4))
+
+
+def test_the_module_itself_keeps_nothing():
+    net = net_of(with_table, table=None)
+    over_tasks(fmeta.from_module(net), inputs(2, 5, 4))
+    assert net.table is None
+
+
+def test_one_look_for_each_kind_of_input():
+    calls = []
+
+    def counted(net, x):
+        calls.append(len(x))
+        return net.layer(x)
+
+    model = fmeta.from_module(net_of(counted))
+    for length in (3, 3, 5, 5, 3):
+        over_tasks(model, inputs(2, length, 4))
+    assert len(calls) == 5 + 2 * 2

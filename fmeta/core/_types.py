@@ -185,6 +185,13 @@ class PartialSampler(Protocol):
         ...
 
 
+class PythonSource:
+    """What a source of tasks derives from whose tasks come from Python, such as a DataLoader, not from the key.
+
+    It is called at every step, and a run that is resumed goes on with new draws.
+    """
+
+
 class WeighingSteps:
     """What a meta-gradient derives from to say which query losses it minimises; all of fmeta's own do.
 

@@ -15,6 +15,7 @@ from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
 from fmeta.execution._interrupt import interruptible
+from fmeta.gradients._first_look import check_numbers, first_look, some_key, with_keys
 from fmeta.operators._over_tasks import over_tasks
 
 
@@ -106,6 +107,10 @@ def evaluate(
         ways = check_classes(classes, count, ways)
     if inductive:
         check_alone(tasks)
+    fingerprint = _fingerprint(tasks)
+    tasks = with_keys(tasks, some_key(tasks))
+    check_numbers("evaluate", tasks)
+    first_look("evaluate", learner, meta, tree.tree_map(lambda t: t[:1], tasks))
 
     def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
         measured: dict[int, dict[str, Tensor]] = {}
@@ -128,7 +133,7 @@ def evaluate(
                 progress(min(begin + chunk, count), count)
     values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     values = {name: value.double() for name, value in values.items()}
-    protocol = {"tasks": count, **(protocol or {}), "task list": _fingerprint(tasks)}
+    protocol = {"tasks": count, **(protocol or {}), "task list": fingerprint}
     if not ways:
         return Evaluation(at, values, protocol)
     for name in judged.values:

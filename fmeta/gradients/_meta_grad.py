@@ -7,8 +7,24 @@ from types import FunctionType
 
 import torch
 
-from fmeta.core._checks import InputError, check_meta, check_tasks
+from fmeta.core._checks import InputError, check_meta, check_tasks, nearest
+from fmeta.core._torch import watched
 from fmeta.core._types import Info, Learner, MetaGradient, Stage, Staged, Task, Tree, eager
+from fmeta.core.tree import tree_map
+from fmeta.gradients._first_look import first_look
+from fmeta.operators._explain import explained
+
+_NAMES = (
+    "adjoint",
+    "chunked",
+    "difference",
+    "evolution",
+    "first_order",
+    "implicit",
+    "skipping",
+    "truncated",
+    "unrolled",
+)
 
 
 def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Stage = eager) -> Staged:
@@ -28,25 +44,33 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
     if isinstance(chosen, FunctionType) and signature(chosen).return_annotation in ("MetaGradient", MetaGradient):
         name = chosen.__name__
         raise InputError(f"meta_grad(gradient={name}): got the factory; expected a meta-gradient; call it: {name}(…)")
-    grads = chosen(learner, stage)
+    if not callable(chosen):
+        raise InputError(
+            f"meta_grad(gradient={chosen!r}): expected a meta-gradient, a value such as fmeta.adjoint(); "
+            + nearest(str(chosen), _NAMES)
+        )
+    grads, looked = chosen(learner, stage), False
 
     def check(meta: Tree, tasks: Task) -> None:
+        nonlocal looked
         check_meta("meta_grad", meta)
         check_tasks("meta_grad", tasks)
+        if not looked and not watched():
+            first_look("meta_grad", learner, meta, tree_map(lambda t: t[:1], tasks), finite=False)
+            looked = True
 
     def checked(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
         if not torch.compiler.is_compiling():
             check(meta, tasks)
         try:
-            with torch.no_grad():
+            with explained, torch.no_grad():
                 return grads(meta, tasks)
-        except NotImplementedError as error:
+        except (NotImplementedError, RuntimeError) as error:
             if "derivative for" not in str(error):
                 raise
             raise InputError(
                 f"meta_grad({learner.name}): {str(error).splitlines()[0].rstrip('.')} in torch, so the network cannot "
-                "be differentiated twice; expected operations that can, such as nn.Embedding and a mean for "
-                "nn.EmbeddingBag; or take first_order()"
+                "be differentiated twice; expected operations that can; or take first_order()"
             ) from error
 
     return Staged(checked, check, lambda stage: meta_grad(learner, gradient, stage))

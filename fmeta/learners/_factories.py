@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -15,15 +15,13 @@ from fmeta.core._types import At, Examples, Inner, Learner, Loss, MetaGradient, 
 from fmeta.gradients import unrolled
 from fmeta.learners._classes import check_query
 
-Metrics = Mapping[str, Loss]
+Metrics = Mapping[str, Loss] | Loss | Sequence[Loss]  # by name, or functions that are reported under their own
 Held = Callable[[Tree], Tensor]  # fast -> bool [way], the classes with support examples
 
 
 def forward(model: Model, params: Tree, x: Tree, key: Tree) -> Tree:
-    """The model in the inner loop: with its noise where it has some and the task has a key."""
-    if model.noisy is not None and isinstance(key, Tensor):
-        return model.noisy(params, x, key)
-    return model.apply(params, x)
+    """The model in the inner loop: with its noise where it has some, which is drawn from the task's key."""
+    return model.apply(params, x) if model.noisy is None else model.noisy(params, x, key)
 
 
 def gradient_based(
@@ -79,19 +77,43 @@ def _judged(
     metrics: Metrics | None,
     held: Held | None,
 ) -> Callable[[Tree, Tree, Examples], tuple[Tensor, dict[str, Tensor]]]:
-    for taken in ("loss", "residual", "inner_gradient"):
-        if taken in (metrics or {}):
-            raise InputError(f"{name}(metrics=…): a metric is called {taken!r}, which fmeta reports itself; rename it")
+    check_loss(name, loss)
+    reports = named_metrics(name, metrics)
 
     def query_loss(fast: Tree, meta: Tree, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = predict(fast, meta, query.x)
         value = weighted_mean(loss(prediction, query.y), query.weight, name)
-        reported = {n: weighted_mean(m(prediction, query.y), query.weight, n) for n, m in (metrics or {}).items()}
+        reported = {n: weighted_mean(m(prediction, query.y), query.weight, n) for n, m in reports.items()}
         if held is not None:
             value = value * check_query(name, query, held(fast)).to(value.dtype)
         return value, reported
 
     return query_loss
+
+
+def check_loss(name: str, loss: object) -> None:
+    """A function, and not the class of one."""
+    if isinstance(loss, type) or not callable(loss):
+        came = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
+        raise InputError(
+            f"{name}(loss={came}): expected a function (prediction, y) -> [example], such as fmeta.cross_entropy or "
+            "nn.CrossEntropyLoss(); the width of an encoder's features, frozen or not, is found without being told"
+        )
+
+
+def named_metrics(name: str, metrics: Metrics | None) -> Mapping[str, Loss]:
+    """The metrics by their names; a function stands under its own."""
+    if metrics is None or isinstance(metrics, Mapping):
+        found = dict(metrics or {})
+    else:
+        each = [metrics] if callable(metrics) else list(metrics)
+        found = {getattr(m, "__name__", type(m).__name__): m for m in each}
+    for given, metric in found.items():
+        if given in ("loss", "residual", "inner_gradient"):
+            raise InputError(f"{name}(metrics=…): a metric is called {given!r}, which fmeta reports itself; rename it")
+        if isinstance(metric, type) or not callable(metric):
+            raise InputError(f"{name}(metrics=…): {given!r} is {metric!r}; expected a function (prediction, y)")
+    return found
 
 
 def adapt_part(
@@ -123,8 +145,10 @@ def adapt_part(
 
     def features(meta: Tree, support: Examples, key: Tree) -> Examples:
         assert parts is not None
-        if parts.noisy is not None and isinstance(key, Tensor):
-            return support._replace(x=parts.noisy(meta, support.x, fold(key, "features")))
+        if parts.noisy is not None:
+            return support._replace(
+                x=parts.noisy(meta, support.x, fold(key, "features") if tree.tree_leaves(key) else key)
+            )
         return support._replace(x=parts.trunk(meta, support.x))
 
     def predict(fast: Tree, meta: Tree, x: Tree) -> Tree:

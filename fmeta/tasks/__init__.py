@@ -7,8 +7,8 @@ the same tasks, and training, validation and a resumed run need nothing else.
   or arrays and trees of arrays of your own by `class_data` and `from_labels`. `split_classes` and `image_splits` cut
   the classes into those for training, validation and test, `select_classes` takes some.
 - `multi_domain` mixes sources, with one left out for testing; `batches` are for pretraining, `stream` for `fmeta.mann`.
-- `sampler` makes a source of a function of one task's key. `read_images`, `load_omniglot`, `fetch` and `cache_folder`
-  are below the class data.
+- `sampler` makes a source of a function of one task's key, `from_loader` of a DataLoader or a list. `read_images`,
+  `load_omniglot`, `fetch` and `cache_folder` are below the class data.
 
 Sine waves:
 
@@ -46,6 +46,7 @@ from fmeta.tasks._glyphs import glyphs
 from fmeta.tasks._image_folder import image_folder, image_splits
 from fmeta.tasks._images import read_images
 from fmeta.tasks._linear import linear, linear_meta_grad
+from fmeta.tasks._loader import from_loader
 from fmeta.tasks._mini_imagenet import mini_imagenet
 from fmeta.tasks._multi_domain import multi_domain
 from fmeta.tasks._omniglot import load_omniglot, omniglot
@@ -56,7 +57,7 @@ from fmeta.tasks._variable import variable_episodes
 
 __all__ = [
     "ClassData", "Episodes", "PartialSampler", "Sampler", "Split", "batches", "cache_folder", "class_data", "episodes",
-    "fetch", "from_labels", "glyphs", "image_folder", "image_splits", "linear", "linear_meta_grad", "load_omniglot",
-    "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler", "select_classes", "sinusoid",
-    "split_classes", "stream", "variable_episodes",
+    "fetch", "from_labels", "from_loader", "glyphs", "image_folder", "image_splits", "linear", "linear_meta_grad",
+    "load_omniglot", "mini_imagenet", "multi_domain", "omniglot", "read_images", "sampler", "select_classes",
+    "sinusoid", "split_classes", "stream", "variable_episodes",
 ]  # fmt: skip

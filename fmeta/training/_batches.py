@@ -1,15 +1,20 @@
-"""The batches of a run: each a function of the run's key and its number alone."""
+"""The batches of a run: each a function of the run's key and its number alone, where its source is."""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fmeta.core import PartialSampler, Task, fold
+from fmeta.core import InputError, PartialSampler, PythonSource, Task, fold
+from fmeta.core._checks import check_tasks
+from fmeta.core._torch import is_batched
 from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from fmeta.gradients._first_look import with_keys
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.training._trainer import check_phases
 
@@ -29,11 +34,12 @@ class Batches:
     """The batches of step `start` and on: those tasks of each whose numbers are in `part`.
 
     They are drawn many steps at a time, because small tensors cost more calls than work. Blocks begin at fixed steps,
-    so that a resumed run computes each batch within the same block.
+    so that a resumed run computes each batch within the same block. A source that does not draw by the key, or that
+    `vmap` cannot batch, is called at each step.
     """
 
     def __init__(self, sources: Mapping[int, Sample], key: Tensor, meta_batch: int, start: int, part: range) -> None:
-        self.draws = {first: _drawing(sample, meta_batch, part) for first, sample in sources.items()}
+        self.draws = {first: _Draw(sample, meta_batch, part) for first, sample in sources.items()}
         self.key, self.start = key, start
         self._stream = _streams(self.draws, key, start)
         self._next: Task | None = None
@@ -50,35 +56,100 @@ class Batches:
         return tasks
 
     def of_later_sources(self) -> Iterator[Task]:
-        """The first batch of each source that comes later."""
+        """The first batch of each source that comes later and can be drawn twice."""
         for first, draw in self.draws.items():
-            if first > self.start:
+            if first > self.start and not draw.from_python:
                 yield draw(fold(self.key, first))
 
 
-def _drawing(sample: Sample, meta_batch: int, part: range) -> Callable[[Tensor], Task]:
-    if len(part) == meta_batch:
-        return lambda key: sample(key, meta_batch)
-    if isinstance(sample, PartialSampler):
-        return lambda key: sample.part(key, meta_batch, part)
-    return lambda key: tree_map(lambda leaf: leaf[part.start : part.stop], sample(key, meta_batch))
+@dataclass(frozen=True)
+class _Draw:
+    """The tasks of a batch that are this process's, with keys."""
+
+    sample: Sample
+    meta_batch: int
+    part: range
+
+    @property
+    def from_python(self) -> bool:
+        return isinstance(self.sample, PythonSource)
+
+    def __call__(self, key: Tensor) -> Task:
+        return with_keys(self._drawn(key), key)
+
+    def _drawn(self, key: Tensor) -> Task:
+        if len(self.part) == self.meta_batch:
+            return self._checked(self.sample(key, self.meta_batch), self.meta_batch)
+        if isinstance(self.sample, PartialSampler):
+            return self._checked(self.sample.part(key, self.meta_batch, self.part), len(self.part))
+        whole = self._checked(self.sample(key, self.meta_batch), self.meta_batch)
+        return tree_map(lambda leaf: leaf[self.part.start : self.part.stop], whole)
+
+    def _checked(self, tasks: Task, expected: int) -> Task:
+        count = check_tasks("fit(sample=…)", tasks)
+        if count != expected:
+            raise InputError(
+                f"fit(meta_batch={self.meta_batch}): sample(key, {self.meta_batch}) gave {count} tasks; expected "
+                f"{expected}, as many as it is asked for; give meta_batch what the source makes at a time"
+            )
+        return tasks
 
 
-def _streams(draws: Mapping[int, Callable[[Tensor], Task]], key: Tensor, start: int) -> Iterator[Task]:
+def _streams(draws: Mapping[int, _Draw], key: Tensor, start: int) -> Iterator[Task]:
     """One source after another."""
     ends = [*list(draws)[1:], None]
     for (first, draw), end in zip(draws.items(), ends, strict=True):
         begin = max(first, start)
         if end is None or begin < end:
+            if begin > first and draw.from_python:
+                warnings.warn(
+                    f"fit: resumed at step {begin} with new draws of its Python source of tasks", stacklevel=2
+                )
             yield from itertools.islice(_stream(draw, key, begin), None if end is None else end - begin)
 
 
-def _stream(draw: Callable[[Tensor], Task], key: Tensor, start: int) -> Iterator[Task]:
-    size = sum(t.numel() * t.element_size() for t in tree_leaves(draw(fold(key, 0))))
-    block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, size)))
+def _stream(draw: _Draw, key: Tensor, start: int) -> Iterator[Task]:
+    size = 0 if draw.from_python else _bytes_by_key(draw, fold(key, 0))
+    if not size:
+        yield from (draw(fold(key, step)) for step in itertools.count(start))
+    block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // size))
     for first in itertools.count(start // block * block, block):
         keys = fold(key, torch.arange(first, first + block, device=key.device))
         leaves, structure = tree_flatten(over_tasks(draw, shared=())(keys))
         for step, batch in enumerate(zip(*(leaf.unbind(0) for leaf in leaves), strict=True), first):
             if step >= start:
                 yield tree_unflatten(batch, structure)
+
+
+def _bytes_by_key(draw: _Draw, key: Tensor) -> int:
+    """The size of a batch whose source is a function of the key in operations that `vmap` can batch; else 0."""
+    once, twice = draw(key), draw(key)
+    if not _same(once, twice):
+        warnings.warn(
+            "fit: two calls of sample with the same key gave other tasks. It is called at every step, so the run is no "
+            "function of its key, and one that is resumed goes on with new draws. Draw by the key (fmeta.uniform, "
+            "normal, randint, permutation), or say what it is with fmeta.tasks.from_loader",
+            stacklevel=2,
+        )
+        return 0
+    depends = False
+
+    def noted(key: Tensor) -> Task:
+        nonlocal depends
+        tasks = draw(key)
+        depends = any(is_batched(leaf) for leaf in tree_leaves((tasks.support, tasks.query)))
+        return tasks
+
+    try:
+        over_tasks(noted, shared=())(key[None])
+    except Exception:  # whatever a source does that can only be done one key at a time
+        return 0
+    return sum(t.numel() * t.element_size() for t in tree_leaves(once)) if depends else 0
+
+
+def _same(a: Task, b: Task) -> bool:
+    one, other = tree_leaves(a), tree_leaves(b)
+    return len(one) == len(other) and all(
+        s.shape == t.shape and s.dtype == t.dtype and torch.equal(s.nan_to_num(), t.nan_to_num())
+        for s, t in zip(one, other, strict=True)
+    )

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmeta.core import GradFn, InputError, Learner, MetaGradient, Stage, Staged, Task, eager
+from fmeta.core import GradFn, Info, InputError, Learner, MetaGradient, Stage, Staged, Task, eager
 from fmeta.core._checks import check_tasks
 from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution import compile
 from fmeta.execution._compile import Execution
 from fmeta.gradients import meta_grad, skipping
+from fmeta.gradients._first_look import first_look
 from fmeta.gradients._skipping import Skipping
-from fmeta.operators._over_tasks import over_tasks
 from fmeta.training._batches import Batches
 from fmeta.training._ranks import Ranks, across_ranks
 from fmeta.training._trainer import State, Trainer
@@ -57,9 +57,10 @@ class Steps:
     def _tried(self, state: State, tasks: Task) -> dict[int, tuple[int, int]]:
         """The operations of each phase, whatever the number of tasks and for each; also for what a phase, of the
         meta-gradient or of the tasks, would raise when it begins."""
-        _adapt_once(self.trainer, state, tasks)
+        finite = not any(isinstance(gradient, Skipping) for gradient in self.trainer.phases.values())
+        _adapt_once(self.trainer, state, tasks, finite)
         for later in self.batches.of_later_sources() if self.trainer.host is None else ():
-            _adapt_once(self.trainer, state, later)
+            _adapt_once(self.trainer, state, later, finite)
         build = self.trainer.build
         if build is None:
             return {}
@@ -67,9 +68,21 @@ class Steps:
             if self.run.scope == "none":
                 stack.enter_context(warnings.catch_warnings(action="ignore"))  # the steps themselves give them
             return {
-                first: _operations(build(gradient, eager), state, tasks, self.trainer.whole_batch)
+                first: self._tried_with(build(gradient, eager), state, tasks)
                 for first, gradient in self.trainer.phases.items()
             }
+
+    def _tried_with(self, step: Staged, state: State, tasks: Task) -> tuple[int, int]:
+        """The operations of a phase, whose gradient is not zero."""
+        flops, info = _operations(step, state, tasks, self.trainer.whole_batch)
+        if _trains_nothing(info) and _trains_nothing(step(state, tasks)[1]):
+            raise InputError(
+                f"fit({self.trainer.name}): the meta-gradient of the first batch is exactly zero in every parameter, "
+                f"at a loss of {float(info.loss):g}, so nothing would train; expected a loss that depends on the "
+                "parameters; look for torch.no_grad, .detach(), .data or .item() in forward or in the loss, and for "
+                "requires_grad=False on the whole network, which fmeta.evaluate measures as it is"
+            )
+        return flops
 
     def _made(self, gradient: MetaGradient | None) -> Callable[..., Any]:
         build, scope = self.trainer.build, self.run.scope
@@ -87,30 +100,36 @@ class Steps:
         return build(outside, eager if scope == "none" else compile)
 
 
-def _adapt_once(trainer: Trainer, state: State, tasks: Task) -> None:
+def _adapt_once(trainer: Trainer, state: State, tasks: Task, finite: bool) -> None:
     """Adapts to a batch eagerly, for the errors that a compiled function cannot raise."""
     learner = trainer.learner
     if learner is not None:
         check_tasks("fit", tasks)
-        with torch.no_grad():
-            over_tasks(lambda m, t: learner.loss(learner.adapt(m, t.support, t.key), m, t.query))(state.meta, tasks)
+        first_look("fit", learner, state.meta, tasks, finite=finite)
     elif isinstance(trainer.step, Staged):
         trainer.step.check(state, tasks)
 
 
-def _operations(step: Staged, state: State, tasks: Task, mixes: bool) -> tuple[int, int]:
-    """Counted on one task, and on two where the step takes in more than the tasks it is given."""
+def _operations(step: Staged, state: State, tasks: Task, mixes: bool) -> tuple[tuple[int, int], Info]:
+    """Counted on one task, and on two where the step takes in more than the tasks it is given; and what the first of
+    these steps saw."""
 
-    def count(tasks: Task) -> int:
+    def count(tasks: Task) -> tuple[int, Info]:
         with FlopCounterMode(display=False) as counter:
-            step(state, tasks)
-        return counter.get_total_flops()
+            _, info = step(state, tasks)
+        return counter.get_total_flops(), info
 
-    one = count(tree_map(lambda leaf: leaf[:1], tasks))
+    one, info = count(tree_map(lambda leaf: leaf[:1], tasks))
     if not mixes or len(tree_leaves(tasks)[0]) == 1:
-        return 0, one
-    each = count(tree_map(lambda leaf: leaf[:2], tasks)) - one
-    return one - each, each
+        return (0, one), info
+    each = count(tree_map(lambda leaf: leaf[:2], tasks))[0] - one
+    return (one - each, each), info
+
+
+def _trains_nothing(info: Any) -> bool:
+    """Whether the gradient is zero where the loss is not."""
+    norm = getattr(info, "gradient_norm", ())
+    return isinstance(norm, torch.Tensor) and float(norm) == 0 and float(info.loss) != 0
 
 
 @dataclass(frozen=True)

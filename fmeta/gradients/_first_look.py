@@ -90,10 +90,8 @@ def _odd_dtypes(meta: Tree, tasks: Task) -> str:
     if not odd or not dtypes:
         return ""
     name, dtype = next(iter(odd.items()))
-    want = str(dtypes[0]).removeprefix("torch.")
-    return (
-        f"tasks.{name} is {str(dtype).removeprefix('torch.')} and the parameters are {want}, so use x.to(torch.{want})"
-    )
+    came, want = (str(each).removeprefix("torch.") for each in (dtype, dtypes[0]))
+    return f"tasks.{name} is {came} and the parameters are {want}; expected x.to(torch.{want})"
 
 
 def _check_judgement(call: str, learner: str, name: str, value: Any, count: int) -> None:

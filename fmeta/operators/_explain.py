@@ -41,6 +41,15 @@ _CURES = {
         "fmeta.uniform, normal, randint or permutation with a key; in a network dropout, which from_module draws from "
         "the task's key",
     ),
+    r"must be Tensor, not (tuple|list|dict|[A-Z]\w*Output)"
+    r"|'(tuple|list|dict|[A-Z]\w*Output)' object has no attribute '(shape|ndim|dtype|size|device|float|log_softmax)'": (
+        "a tuple, list or dict came where a tensor is wanted, such as the whole output of a network that has several",
+        "the part that the loss is made for, picked at the end of forward: return output.logits, or output[0]",
+    ),
+    r"accessing `data` under vmap": (
+        ".data is read, which hides a tensor from its derivative, and from vmap",
+        "x.detach() where no derivative shall pass, else x itself",
+    ),
     r"saved tensor hooks": (
         "torch.utils.checkpoint, or another hook on saved tensors, is on, and torch.func does not have them",
         "the network without gradient checkpointing; fmeta.adjoint() and fmeta.chunked(gradient, size) save the memory",

@@ -57,6 +57,7 @@ KINDS = {  # what forward does with its layer and input; words of the cure; a pa
     "checkpoint": (checkpointed, "adjoint", "use_reentrant"),
     "old function": (lambda layer, x: Old.apply(layer(x)), "setup_context", "Old.apply"),
     "function without rule": (lambda layer, x: NoRule.apply(layer(x)), "generate_vmap_rule", "NoRule.apply"),
+    "data": (lambda layer, x: layer(x.data), "detach", "x.data"),
     "dtype": (lambda layer, x: layer(x.float()), "dtype", "x.float()"),
 }
 

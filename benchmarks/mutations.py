@@ -1,8 +1,9 @@
 """Plants faults one at a time and reports which law of fmeta.testing catches each.
 
-Two kinds. Faults in fmeta's own source: a copy of the package is changed in one place and the laws run in a process of
-their own. Wrong implementations, as tutorials print them: a learner or a meta-gradient that claims to be exact. The
-run fails if a fault gets away, or if the sound package breaks a law.
+Three kinds. Faults in fmeta's own source: a copy of the package is changed in one place and the laws run in a process
+of their own. Faults at its boundary (`_boundary_faults`), which tests must catch in such a copy. Wrong implementations,
+as tutorials print them: a learner or a meta-gradient that claims to be exact. The run fails if a fault gets away, or if
+the sound package breaks a law.
 
 python benchmarks/mutations.py [--only WORD]
 """
@@ -10,6 +11,7 @@ python benchmarks/mutations.py [--only WORD]
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from _boundary_faults import FAULTS as AT_THE_BOUNDARY
 from _report import write
 from rich.console import Console
 from rich.table import Table
@@ -367,8 +370,8 @@ def tutorials():
 # ---- the run ---------------------------------------------------------------------------------------
 
 
-def planted(fault, root):
-    """The laws that a copy of the package with this fault breaks, from a process of its own."""
+def copy_with(fault, root):
+    """A copy of the package with this fault in it."""
     package = Path(fmeta.__file__).parent
     copy = Path(root) / "fmeta"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -381,6 +384,26 @@ def planted(fault, root):
     if extra:
         text = text.replace("from __future__ import annotations\n", f"from __future__ import annotations\n\n{extra}", 1)
     file.write_text(text)
+    return copy
+
+
+def failing_tests(fault, root):
+    """The tests that fail in such a copy, at most three."""
+    copy_with(fault, root)
+    repository = Path(__file__).parents[1]
+    # -P: the copy, and not the package in the folder where pytest runs
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "--maxfail", "3", "-p", "no:cacheprovider"]
+    command += [*fault.tests.split(), *(["-k", fault.only] if fault.only else [])]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, cwd=repository, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{fault.what}: the tests could not be run\n{done.stdout[-3000:]}{done.stderr}")
+    return re.findall(r"^FAILED \S*?::(\S+)", done.stdout, re.M)
+
+
+def planted(fault, root):
+    """The laws that a copy of the package with this fault breaks, from a process of its own."""
+    copy = copy_with(fault, root)
     command = [sys.executable, __file__, "--laws-of", fault.learner]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -410,8 +433,12 @@ def main():
         with tempfile.TemporaryDirectory() as root:
             rows.append((fault.what, f"fmeta, {fault.learner}", planted(fault, root)))
         print(f"{fault.what}: {', '.join(rows[-1][2]) or 'NOT CAUGHT'}", flush=True)
+    for fault in (f for f in AT_THE_BOUNDARY if options.only in f.what):
+        with tempfile.TemporaryDirectory() as root:
+            rows.append((fault.what, fault.file, failing_tests(fault, root)))
+        print(f"{fault.what}: {', '.join(rows[-1][2]) or 'NOT CAUGHT'}", flush=True)
     rows += [(what, "as tutorials print it", found) for what, found in tutorials() if options.only in what]
-    table = Table("fault", "planted in", "caught by", "of", title=f"{len(LAWS) - len(SLOW)} laws")
+    table = Table("fault", "planted in", "caught by", "of", title=f"{len(LAWS) - len(SLOW)} laws, and tests")
     for what, where, found in rows:
         table.add_row(what, where, next(iter(found), "[red]NOT CAUGHT"), str(len(found)))
     Console(width=160).print(table)

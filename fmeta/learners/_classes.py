@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fmeta.core._checks import InputError, check_counts, check_labels, hidden
 from fmeta.core._types import Examples
@@ -16,10 +15,20 @@ def check_ways(call: str, ways: int) -> None:
     check_counts(call, ways=ways)
 
 
+def one_hot(call: str, y: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
+    """`[example, way]`: 1 in the column of each label, 0 elsewhere.
+
+    A label out of range is an error in eager mode; in a compiled function, which cannot raise one, its row is NaN, at
+    which `fit` stops.
+    """
+    check_labels(call, y, ways)
+    found = (y[:, None] == torch.arange(ways, device=y.device)).to(dtype)
+    return torch.where(((y >= 0) & (y < ways))[:, None], found, torch.nan)
+
+
 def membership(call: str, support: Examples, ways: int, dtype: torch.dtype) -> Tensor:
     """`[example, way]`: the weight of an example in the column of its class, 0 elsewhere."""
-    check_labels(call, support.y, ways)
-    member = F.one_hot(support.y.to(torch.int64), ways).to(dtype)
+    member = one_hot(call, support.y, ways, dtype)
     return member * support.weight[:, None].to(dtype) if isinstance(support.weight, Tensor) else member
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core._checks import InputError, check_counts, check_labels, check_model
+from fmeta.core._checks import InputError, check_counts, check_model
 from fmeta.core._losses import accuracy, cross_entropy, weighted_mean
 from fmeta.core._random import fold, uniform
 from fmeta.core._similarity import cosines
 from fmeta.core._types import Examples, Learner, Model, Tree
 from fmeta.core.tree import scalar_like
 from fmeta.gradients import unrolled
-from fmeta.learners._classes import check_features, check_ways
+from fmeta.learners._classes import check_features, check_ways, one_hot
 from fmeta.learners._lstm import LSTM, init_lstm, lstm_step
 
 
@@ -121,11 +121,10 @@ def mann(
                 "mann: x is not (inputs, previous labels); expected a stream; make it with fmeta.tasks.stream(sampler)"
             )
         inputs, previous = x
-        check_labels("mann", previous, ways + 1)
-        told = F.one_hot(previous.to(torch.int64), ways + 1)[:, :ways]
         found = check_features("mann", encoder.apply(meta.encoder, inputs))
+        told = one_hot("mann", previous, ways + 1, found.dtype)[:, :ways]
         seen, memory = [], begin(meta)
-        for given in torch.cat([found, told.to(found.dtype)], -1):
+        for given in torch.cat([found, told], -1):
             memory = step(meta, memory, given)
             seen.append(torch.cat([memory.hidden, memory.found]))
         return F.linear(torch.stack(seen), **meta.output)
@@ -133,7 +132,7 @@ def mann(
     def loss(fast: Tree, meta: MANNParams, query: Examples) -> tuple[Tensor, dict[str, Tensor]]:
         logits = predict(fast, meta, query.x)
         right = accuracy(logits, query.y)
-        counts = F.one_hot(query.y.to(torch.int64), ways).to(right.dtype)
+        counts = one_hot("mann", query.y, ways, right.dtype)
         weight = query.weight.to(right.dtype) if isinstance(query.weight, Tensor) else torch.ones_like(right)
         time = ((weight > 0)[:, None] * counts).cumsum(0).mul(counts).sum(-1)  # the how-manieth of its class
         reported = {"accuracy": weighted_mean(right, query.weight, "accuracy")}

@@ -97,7 +97,7 @@ def matching(
             back = _read(meta.context.backward, found, here, range(len(found) - 1, -1, -1))
             found = found + ahead + back
         smallest = torch.finfo(member.dtype).tiny
-        log_weight = torch.where(member > 0, member.clamp_min(smallest).log(), -torch.inf)
+        log_weight = torch.where(member == 0, -torch.inf, member.clamp_min(smallest).log())
         return MatchingFast(found, log_weight, absence(member))
 
     def predict(fast: MatchingFast, meta: MatchingParams, x: Tree) -> Tensor:

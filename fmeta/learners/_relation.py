@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fmeta.core._checks import InputError, check_labels, check_model
 from fmeta.core._random import fold
 from fmeta.core._types import Examples, Learner, Loss, Model, Tree
-from fmeta.learners._classes import absence, check_ways, membership
+from fmeta.learners._classes import absence, check_ways, membership, one_hot
 from fmeta.learners._factories import Metrics, encoder_based
 
 
@@ -26,7 +25,7 @@ class RelationFast(NamedTuple):
 def one_hot_error(scores: Tensor, y: Tensor) -> Tensor:
     """Σₙ (scoreₙ − [y = n])², `[example, way]`, integer `[example]` -> `[example]`: the loss of relation networks."""
     check_labels("one_hot_error", y, scores.shape[-1], len(scores))
-    return ((scores - F.one_hot(y.to(torch.int64), scores.shape[-1]).to(scores.dtype)) ** 2).sum(-1)
+    return ((scores - one_hot("one_hot_error", y, scores.shape[-1], scores.dtype)) ** 2).sum(-1)
 
 
 def relation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import torch
@@ -94,9 +95,10 @@ def to_module(module: nn.Module, params: Tree, *, norm: Norm | None = None, cali
     if odd or missing:
         said = [f"{n} has no place here" for n in odd[:3]] + [f"{n} is missing" for n in missing[:3]]
         raise InputError(f"to_module: {', '.join(said)}; expected the parameters that from_module(module).init gives")
-    for name, tensor in params.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, nn.Parameter(tensor.detach().clone()))
+    net = copy.deepcopy(net)  # its parameters are still those of `module`
+    for name, parameter in net.named_parameters():
+        if name in params:
+            parameter.data = params[name].detach().clone()
     return net
 
 

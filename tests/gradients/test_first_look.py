@@ -166,6 +166,14 @@ def test_no_grad_in_forward_is_refused_by_fit():
         by_fit(maml(fmeta.from_module(Cut())), tasks_of())
 
 
+def test_a_network_that_is_frozen_as_a_whole_is_refused_by_fit_and_measured_by_evaluate():
+    frozen = fmeta.from_module(nn.Linear(4, 5).requires_grad_(False))
+    learner = fmeta.protonet(frozen, ways=3)
+    with pytest.raises(fmeta.InputError, match=r"requires_grad=False on the whole network, which fmeta\.evaluate"):
+        by_fit(learner, tasks_of())
+    by_evaluate(learner, tasks_of())
+
+
 def test_a_loss_of_zero_may_have_no_gradient():
     x = torch.zeros(3, 6, 4)
     tasks = Task(Examples(x, torch.zeros(3, 6, 3)), Examples(x, torch.zeros(3, 6, 3)), fmeta.split(KEY, 3))

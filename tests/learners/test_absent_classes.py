@@ -120,3 +120,23 @@ def test_lower_precision_has_room_for_absence(name, dtype):
     grads, info = fmeta.meta_grad(learner)(meta, tasks)
     assert info.losses.isfinite().all()
     assert all(leaf.isfinite().all() for leaf in fmeta.tree.tree_leaves(grads))
+
+
+@pytest.mark.parametrize("name", ["protonet", "ridge", "matching", "relation", "protomaml"])
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_a_label_out_of_range_is_never_learned_from(name, part):
+    """Eager it is named; a compiled step, which cannot raise, is withheld because its loss is not finite."""
+    trainer, tasks = fmeta.trainer(BUILD[name](3), fmeta.sgd(0.1)), smaller()
+    y = getattr(tasks, part).y.clone()
+    y[1, 0] = 3
+    odd = tasks._replace(**{part: getattr(tasks, part)._replace(y=y)})
+    state = trainer.init(KEY)
+    with pytest.raises(InputError, match="labels run from 0 to 3"):
+        trainer.step(state, odd)
+    step = fmeta.compile(trainer.step, backend="aot_eager")
+    state, _ = step(state, tasks)
+    after, _ = step(state, odd)
+    assert after.bad == 1
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(fmeta.tree.tree_leaves(s.meta) for s in (state, after)), strict=True)
+    )

@@ -435,6 +435,23 @@ class TestToModule:
             fmeta.from_module(net, norm="frozen", calibrate=X).apply(fmeta.from_module(net, norm="batch").init(KEY), X),
         )
 
+    def test_tied_weights_stay_tied(self):
+        class Tied(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.last = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+                self.last.weight = self.first.weight
+
+            def forward(self, x):
+                return self.last(self.first(x).tanh())
+
+        net = Tied()
+        params = {"first.weight": torch.randn(5, 4, dtype=F64)}
+        back = fmeta.to_module(net, params)
+        assert back.last.weight is back.first.weight
+        x = torch.arange(5)
+        torch.testing.assert_close(back(x), fmeta.from_module(net).apply(params, x))
+
     def test_parameters_of_another_module_are_refused(self):
         with pytest.raises(fmeta.InputError, match=r"odd has no place here, weight is missing, bias is missing"):
             fmeta.to_module(nn.Linear(2, 2), {"odd": torch.ones(2)})

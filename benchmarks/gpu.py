@@ -50,7 +50,7 @@ def sampler_of(work, options, device):
 def noise():
     """Classes of random images, for times alone."""
     images = torch.randint(0, 256, (50, 20, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return class_data({str(i): pictures for i, pictures in enumerate(images)})
+    return class_data({str(i): pictures for i, pictures in enumerate(images)}, pictures=True)
 
 
 def training_step(work, sample, key, options, precision="float32", scope="none"):

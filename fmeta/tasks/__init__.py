@@ -18,7 +18,7 @@ Sine waves:
     >>> tasks.support.x.shape, tasks.query.y.shape
     (torch.Size([25, 10, 1]), torch.Size([25, 15, 1]))
 
-Episodes from arrays of one's own:
+Episodes from arrays of one's own (pictures kept as bytes are said to be some, by `pictures=True`):
 
     >>> x, y = torch.randn(60, 3, 8, 8), torch.arange(60) % 6  # sixty colour pictures of six classes
     >>> data = fmeta.tasks.from_labels(x, y)

@@ -16,23 +16,25 @@ Split = Literal["train", "validation", "test"]
 class ClassData(NamedTuple):
     """Examples class after class. A class is a run of rows, seen through a number of quarter turns.
 
-    Row `i` of every leaf of `examples` belongs to the same example. A leaf of bytes with four axes holds images, which
-    stand for 0..1 and are drawn as float32. Every other leaf is drawn with its own dtype and values: token ids and
-    masks of any integer type, bytes included, are never scaled.
+    Row `i` of every leaf of `examples` belongs to the same example. Leaves of bytes are drawn as float32, with the same
+    values, or, where the data is said to be pictures and they have four axes, as 0..1. Every other leaf is drawn with
+    its own dtype and values.
     """
 
-    examples: Tree  # leaves [row, ...]; uint8 [row, channel, height, width] are images, which stand for 0..1
+    examples: Tree  # leaves [row, ...]
     start: Tensor  # int64 [class] the first row of each class
     size: Tensor  # int64 [class] its number of rows
     turns: Tensor  # int64 [class] quarter turns, counter-clockwise, that make it a class of its own
     names: tuple[str, ...]  # [class]
+    pictures: bool  # whether leaves uint8 [row, channel, height, width] stand for 0..1
 
     def to(self, device: torch.device | str) -> "ClassData":
         """The same data on a device, where its episodes will be drawn."""
-        return tree_map(lambda t: t.to(device), self._replace(names=()))._replace(names=self.names)
+        tensors = tree_map(lambda t: t.to(device), (self.examples, self.start, self.size, self.turns))
+        return ClassData._make((*tensors, self.names, self.pictures))
 
 
-def class_data(classes: Mapping[str, Tree]) -> ClassData:
+def class_data(classes: Mapping[str, Tree], *, pictures: bool | None = None) -> ClassData:
     """`ClassData` from named classes of any sizes. Each is a tensor or an array `[example, ...]`, or a tree of them.
 
         >>> import fmeta, torch
@@ -42,22 +44,31 @@ def class_data(classes: Mapping[str, Tree]) -> ClassData:
         >>> data.names, data.size.tolist()
         (('sports', 'trade'), [6, 4])
 
-    Images come as bytes `[example, channel, height, width]`, which stand for 0..1; nothing else is scaled. A list is a
-    tree too: make one tensor of a list of examples with `torch.stack`.
+    A list is a tree too: make one tensor of a list of examples with `torch.stack`.
+
+    Args:
+        classes: the examples of each class, by its name.
+        pictures: whether bytes `[example, channel, height, width]` are pictures, which stand for 0..1, so that they are
+            drawn divided by 255. False draws them with their own values (counts, boards, labels of pixels), as all
+            other bytes always are, as float32. To be said where there are such leaves.
 
     Raises:
         InputError: no classes; an empty class; leaves of one class with unequal numbers of examples; classes that
-            differ in their leaves, or in a leaf's shape or dtype. The leaf is named.
+            differ in their leaves, or in a leaf's shape or dtype; bytes of four axes of which `pictures` does not say
+            what they are; no such bytes with `pictures`. The leaf is named.
     """
     if not classes:
         raise InputError("class_data: got no classes; expected a mapping from names to tensors [example, ...]")
     found = {name: _tensors("class_data", f"class {name!r}", examples) for name, examples in classes.items()}
     sizes = [_length(name, examples) for name, examples in found.items()]
     _check_alike(found)
-    return laid_out(tree_map(lambda *leaves: torch.cat(leaves), *found.values()), sizes, list(found))
+    rows = tree_map(lambda *leaves: torch.cat(leaves), *found.values())
+    return laid_out(rows, sizes, list(found), pictures=_are_pictures("class_data", rows, pictures))
 
 
-def from_labels(x: Tree, y: Tensor | np.ndarray, names: Sequence[str] | None = None) -> ClassData:
+def from_labels(
+    x: Tree, y: Tensor | np.ndarray, names: Sequence[str] | None = None, *, pictures: bool | None = None
+) -> ClassData:
     """`ClassData` from examples in any order and their labels.
 
         >>> import fmeta, torch
@@ -69,9 +80,11 @@ def from_labels(x: Tree, y: Tensor | np.ndarray, names: Sequence[str] | None = N
         x: the examples of all classes, a tensor or an array `[row, ...]`, or a tree of them.
         y: labels from 0, integers `[row]`; those that do not occur are no classes.
         names: of the classes, by label, each with an example; None names a class by its label.
+        pictures: whether bytes `[row, channel, height, width]` are pictures, as in `class_data`.
 
     Raises:
-        InputError: not one integer label per example, a negative label, names that repeat or do not fit the labels.
+        InputError: not one integer label per example, a negative label, names that repeat or do not fit the labels;
+            `pictures` that does not fit, or is missing.
     """
     x, y = _tensors("from_labels", "x", x), _numbers("from_labels", "y", y)
     shapes = {f"x.{path}" if path else "x": leaf.shape for path, leaf in named_leaves(x).items()}
@@ -92,13 +105,14 @@ def from_labels(x: Tree, y: Tensor | np.ndarray, names: Sequence[str] | None = N
         )
     order = y.argsort(stable=True)
     rows = tree_map(lambda leaf: leaf[order.to(leaf.device)], x)
-    return laid_out(rows, counts, names or [str(label) for label in labels])
+    told = _are_pictures("from_labels", rows, pictures)
+    return laid_out(rows, counts, names or [str(label) for label in labels], pictures=told)
 
 
-def laid_out(rows: Tree, counts: Sequence[int], names: Sequence[str]) -> ClassData:
+def laid_out(rows: Tree, counts: Sequence[int], names: Sequence[str], *, pictures: bool) -> ClassData:
     """`ClassData` from rows that stand class after class, and how many there are of each."""
     size = torch.tensor(counts, device=tree_leaves(rows)[0].device)
-    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(names))
+    return ClassData(rows, size.cumsum(0) - size, size, torch.zeros_like(size), tuple(names), pictures)
 
 
 def select_classes(data: ClassData, chosen: Tensor) -> ClassData:
@@ -111,7 +125,7 @@ def select_classes(data: ClassData, chosen: Tensor) -> ClassData:
     """
     names = tuple(data.names[i] for i in chosen.tolist())
     chosen = chosen.to(data.start.device)
-    return ClassData(data.examples, data.start[chosen], data.size[chosen], data.turns[chosen], names)
+    return data._replace(start=data.start[chosen], size=data.size[chosen], turns=data.turns[chosen], names=names)
 
 
 def check_split(call: str, split: str) -> None:
@@ -131,11 +145,13 @@ def check_turns(call: str, data: ClassData, rotate: bool = False) -> bool:
 
 
 def look_up(data: ClassData, rows: Tensor, turns: Tensor | None) -> Tree:
-    """The examples in these rows, images as 0..1, each by its own number of quarter turns (None: as they are)."""
+    """The examples in these rows, pictures as 0..1, each by its own number of quarter turns (None: as they are)."""
 
     def drawn(leaf: Tensor) -> Tensor:
         x = leaf[rows]
-        x = x.to(torch.float32) / 255.0 if leaf.dtype == torch.uint8 and leaf.ndim == 4 else x
+        if leaf.dtype == torch.uint8:  # which no network takes, and whose sums and differences wrap around
+            x = x.to(torch.float32)
+            x = x / 255.0 if data.pictures and leaf.ndim == 4 else x
         return x if turns is None else _turned(x, turns)
 
     return tree_map(drawn, data.examples)
@@ -204,6 +220,29 @@ def _check_alike(classes: Mapping[str, Tree]) -> None:
                     f"class_data: examples differ in shape or dtype:{_at(path)} {kinds[path]} in class {first!r}, "
                     f"{kind} in {name!r}; expected one kind"
                 )
+
+
+def _are_pictures(call: str, rows: Tree, told: bool | None) -> bool:
+    """What the caller says of bytes with four axes, which may be pictures or numbers."""
+    bytes_of_four = {
+        path: list(leaf.shape)
+        for path, leaf in named_leaves(rows).items()
+        if leaf.dtype == torch.uint8 and leaf.ndim == 4
+    }
+    if told is None and bytes_of_four:
+        path, shape = next(iter(bytes_of_four.items()))
+        raise InputError(
+            f"{call}(pictures=None):{_at(path)} uint8 {shape} may be pictures or numbers; expected to be told; say "
+            "pictures=True for pictures, which are drawn divided by 255, or pictures=False for numbers that stay as "
+            "they are"
+        )
+    if told and not bytes_of_four:
+        came = ", ".join(f"{path} {t.dtype} {list(t.shape)}".strip() for path, t in named_leaves(rows).items())
+        raise InputError(
+            f"{call}(pictures=True): got {came}; expected pictures as uint8 [example, channel, height, width]; give "
+            "them a channel axis (x[:, None]), or leave pictures out where they are in 0..1 already"
+        )
+    return bool(told)
 
 
 def _at(path: str) -> str:

@@ -114,7 +114,7 @@ def glyphs(split: Split, *, drawings: int = 20, seed: int = 0) -> ClassData:
         f"glyphs-{_fingerprint(files, drawings, seed)}", lambda: _draw_all(_faces(files), drawings, seed)
     )
     chosen = [i for i, name in enumerate(names) if name.rpartition("/")[0] in _SCRIPTS[split]]
-    return class_data({names[i]: images[i, :, None] for i in chosen})
+    return class_data({names[i]: images[i, :, None] for i in chosen}, pictures=True)
 
 
 def _files() -> list[Path]:

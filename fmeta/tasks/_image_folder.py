@@ -103,7 +103,7 @@ def image_splits(
     read = classes if channels is None else {name: classes[name] for name in names}
     data = _by_class(call, read, *decode("image_splits", _files(read), square(size), channels, on_error))
     rows = dict(zip(data.names, data.examples.split(data.size.tolist()), strict=True))
-    return class_data({shown: rows[name] for name, shown in names.items()})
+    return class_data({shown: rows[name] for name, shown in names.items()}, pictures=True)
 
 
 def _files(classes: _Classes) -> list[Path]:
@@ -117,7 +117,7 @@ def _by_class(call: str, classes: _Classes, examples: Tensor, kept: Sequence[Pat
     gone = [name for name in classes if not counts[name]]
     if gone:
         raise InputError(f"{call}: no image of class {gone[0]!r} decodes; repair the images or remove the class")
-    return laid_out(examples, [counts[name] for name in classes], list(classes))
+    return laid_out(examples, [counts[name] for name in classes], list(classes), pictures=True)
 
 
 def _classes(call: str, path: str | Path) -> _Classes:

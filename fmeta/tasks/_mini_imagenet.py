@@ -71,7 +71,7 @@ def mini_imagenet(split: Split, *, data_dir: str | Path, whole: bool = True) -> 
                 f"mini_imagenet({split!r}): class {shared[0]!r} is in {part} too, as are {len(shared)} in all; "
                 "expected splits without a common class; get all files from one place"
             )
-    return laid_out(images, list(classes.values()), list(classes))
+    return laid_out(images, list(classes.values()), list(classes), pictures=True)
 
 
 def _source(folder: Path, split: Split, whole: bool) -> _Pickle | _List | None:

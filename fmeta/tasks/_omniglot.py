@@ -67,6 +67,7 @@ def omniglot(split: Split, *, protocol: Protocol = "finn", data_dir: str | Path 
         torch.full((len(names),), _DRAWERS),
         torch.zeros(len(names), dtype=torch.int64),
         tuple(names),
+        pictures=True,
     )
     check_split("omniglot", split)
     if protocol == "lake":

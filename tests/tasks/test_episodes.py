@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import fmeta
+from fmeta import InputError
 from fmeta.core import fold
 from fmeta.core.tree import tree_leaves, tree_map
-from fmeta.tasks import class_data, episodes, from_labels, sampler, select_classes
+from fmeta.tasks import class_data, episodes, from_labels, sampler, select_classes, split_classes
 
 
 def coded(sizes):
@@ -200,7 +201,7 @@ def test_sampler_gives_each_task_its_own_key():
 def test_uint8_images_become_floats_from_0_to_1():
     """0 is 0 and 255 is 1, as float32; the data stays uint8."""
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
-    data = class_data({"only": images})
+    data = class_data({"only": images}, pictures=True)
     assert data.examples.dtype == torch.uint8
     task = split_tasks(episodes(data, ways=1, shots=1, query=2)(fmeta.key(0), 1))[0]
     x = torch.cat([task.support.x, task.query.x])
@@ -208,9 +209,52 @@ def test_uint8_images_become_floats_from_0_to_1():
     assert sorted(x[:, 0, 0, 0].tolist()) == pytest.approx([0.0, 0.2, 1.0], abs=1e-7)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 4, 4), (3, 1, 4, 4)])
+def test_bytes_that_are_not_said_to_be_pictures_keep_their_values(shape):
+    """Features of 0 and 1, counts, boards: the same numbers, as floats, because sums of bytes wrap around."""
+    x = (np.arange(12 * math.prod(shape)).reshape(12, *shape) % 256).astype("u1")
+    data = from_labels(x, np.arange(12) // 4, pictures=False if len(shape) == 3 else None)
+    for kept in (data, select_classes(data, torch.tensor([2, 0, 1])), data.to("cpu")):
+        drawn = episodes(kept, ways=3, shots=2, query=2)(fmeta.key(0), 1)
+        found = torch.cat([drawn.support.x, drawn.query.x], 1)
+        assert found.dtype == torch.float32
+        assert sorted(found.flatten().tolist()) == sorted(x.flatten().tolist())
+
+
+def test_pictures_stay_pictures_in_every_selection():
+    images = torch.full((12, 1, 2, 2), 255, dtype=torch.uint8)
+    data = from_labels(images, torch.arange(12) // 4, pictures=True)
+    for kept in (data, select_classes(data, torch.tensor([1])), data.to("cpu"), split_classes(data, "test")):
+        assert episodes(kept, ways=1, shots=1, query=1)(fmeta.key(0), 1).query.x.unique().tolist() == [1.0]
+
+
+def test_bytes_of_four_axes_are_told_apart_by_the_caller():
+    """Pictures and boards of 0 and 1 look alike: nobody guesses."""
+    boards = torch.ones(4, 2, 3, 3, dtype=torch.uint8)
+    for make in (
+        lambda **o: class_data({"a": boards}, **o),
+        lambda **o: from_labels(boards, torch.zeros(4).long(), **o),
+    ):
+        with pytest.raises(
+            InputError, match=r"\(pictures=None\): uint8 \[4, 2, 3, 3\] may be pictures or numbers; .*say"
+        ):
+            make()
+        for pictures in (True, False):
+            x = episodes(make(pictures=pictures), ways=1, shots=1, query=1)(fmeta.key(0), 1).query.x
+            assert x.unique().tolist() == pytest.approx([1 / 255 if pictures else 1.0])
+    with pytest.raises(InputError, match=r"class_data\(pictures=None\): leaf 'board' uint8"):
+        class_data({"a": {"id": torch.zeros(4), "board": boards}})
+
+
+@pytest.mark.parametrize("x", [torch.rand(4, 1, 2, 2), torch.zeros(4, 2, 2, dtype=torch.uint8)])
+def test_what_cannot_be_pictures_is_refused_as_such(x):
+    with pytest.raises(InputError, match=r"class_data\(pictures=True\): got torch.* \[4, .*expected pictures as uint8"):
+        class_data({"a": x}, pictures=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16])
 def test_other_dtypes_stay_as_they_are(dtype):
-    """Only uint8 stands for 0..1: token ids and float64 features pass through."""
+    """Token ids and float64 features pass through."""
     data = class_data({"a": torch.arange(3).to(dtype)[:, None], "b": torch.arange(3, 6).to(dtype)[:, None]})
     task = split_tasks(episodes(data, ways=2, shots=1, query=2)(fmeta.key(0), 1))[0]
     assert task.query.x.dtype == dtype
@@ -266,7 +310,7 @@ def test_without_rotate_images_stand_upright():
 
 def test_turned_uint8_images_become_floats():
     """Both conversions together, as on Omniglot."""
-    data = class_data({"a": torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 30})
+    data = class_data({"a": torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 30}, pictures=True)
     x = episodes(data, ways=1, shots=1, query=1, rotate=True)(fmeta.key(18), 20).support.x
     expected = [data.examples[e].rot90(k, (-2, -1)).float() / 255 for e in range(2) for k in range(4)]
     assert all(any(torch.equal(image[0], e) for e in expected) for image in x)

@@ -87,6 +87,7 @@ def test_shapes(parts):
         classes = len(data.names)
         assert data.examples.shape == (6 * classes, 1, 28, 28)
         assert data.examples.dtype == torch.uint8
+        assert data.pictures
         assert data.start.tolist() == list(range(0, 6 * classes, 6))
         assert (data.size == 6).all()
         assert not data.turns.any()

@@ -71,6 +71,7 @@ def check(data, names):
     assert data.names == tuple(sorted(names))
     assert data.examples.shape == (4 * len(names), 3, 84, 84)
     assert data.examples.dtype == torch.uint8
+    assert data.pictures
     for name, start, size in zip(data.names, data.start.tolist(), data.size.tolist(), strict=True):
         assert size == 4
         for i, image in enumerate(data.examples[start : start + 4]):

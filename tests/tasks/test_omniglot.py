@@ -174,6 +174,7 @@ def test_classes_point_at_their_drawings(real, omniglot_dir, protocol):
     data = omniglot("validation", protocol=protocol, data_dir=omniglot_dir)
     assert data.examples.shape == (1623 * 20, 1, 28, 28)
     assert data.examples.dtype == torch.uint8
+    assert data.pictures
     assert (data.size == 20).all()
     position = {name: i for i, name in enumerate(names)}
     for name, start in zip(data.names[::13], data.start[::13].tolist(), strict=True):

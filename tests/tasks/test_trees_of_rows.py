@@ -145,8 +145,8 @@ def test_all_leaves_move_and_names_stay():
 # --- bytes
 
 
-def test_only_images_of_bytes_stand_for_0_to_1():
-    """Bytes with another number of axes are numbers as they are: ids, masks, labels of pixels."""
+def test_only_pictures_of_bytes_stand_for_0_to_1():
+    """Bytes with another number of axes keep their values, as floats: ids, masks, labels of pixels."""
     leaves = {
         "image": torch.full((4, 1, 2, 2), 255, dtype=torch.uint8),
         "ids": torch.full((4, 5), 255, dtype=torch.uint8),
@@ -155,14 +155,14 @@ def test_only_images_of_bytes_stand_for_0_to_1():
         "film": torch.full((4, 3, 1, 2, 2), 255, dtype=torch.uint8),
         "counts": torch.full((4, 1, 2, 2), 255, dtype=torch.int16),
     }
-    data = class_data({"a": leaves, "b": leaves})
+    data = class_data({"a": leaves, "b": leaves}, pictures=True)
     for x in (
         episodes(data, ways=2, shots=1, query=1)(fmeta.key(0), 2).query.x,
         batches(data, size=3)(fmeta.key(0), 2).query.x,
         variable_episodes(data, max_ways=2, min_ways=2, query=1, max_support=4)(fmeta.key(0), 2).query.x,
     ):
         assert {path: leaf.dtype for path, leaf in x.items()} == {
-            path: torch.float32 if path == "image" else leaf.dtype for path, leaf in leaves.items()
+            path: torch.int16 if path == "counts" else torch.float32 for path in leaves
         }
         assert {path: leaf.unique().tolist() for path, leaf in x.items()} == {
             path: [1.0 if path == "image" else 255] for path in leaves
@@ -171,10 +171,10 @@ def test_only_images_of_bytes_stand_for_0_to_1():
 
 def test_one_square_image_in_a_tree_turns_and_one_beside_others_does_not():
     image = torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2)
-    draw = episodes(class_data({"a": {"image": image}}), ways=1, shots=1, query=1, rotate=True)
-    alone = episodes(class_data({"a": image}), ways=1, shots=1, query=1, rotate=True)
+    draw = episodes(class_data({"a": {"image": image}}, pictures=True), ways=1, shots=1, query=1, rotate=True)
+    alone = episodes(class_data({"a": image}, pictures=True), ways=1, shots=1, query=1, rotate=True)
     assert torch.equal(draw(fmeta.key(0), 9).query.x["image"], alone(fmeta.key(0), 9).query.x)
-    beside = class_data({"a": {"image": image, "id": torch.arange(4)}})
+    beside = class_data({"a": {"image": image, "id": torch.arange(4)}}, pictures=True)
     message = r"examples have shape image \[1, 2, 2\], id \[\]; expected square images .* alone"
     with pytest.raises(InputError, match=rf"episodes\(rotate=True\): {message}"):
         episodes(beside, ways=1, shots=1, query=1, rotate=True)

@@ -135,7 +135,7 @@ def test_a_task_does_not_depend_on_the_batch_and_runs_compiled():
 
 def test_images_become_floats_and_turned_classes_turn():
     pattern = torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2) * 60
-    data = class_data({"a": pattern.expand(4, 1, 2, 2), "b": pattern.expand(4, 1, 2, 2)})
+    data = class_data({"a": pattern.expand(4, 1, 2, 2), "b": pattern.expand(4, 1, 2, 2)}, pictures=True)
     data = data._replace(turns=torch.tensor([0, 3]))
     draw = variable_episodes(data, max_ways=2, min_ways=2, query=1, max_support=6)
     expected = {tuple(pattern.rot90(k, (-2, -1)).flatten().tolist()) for k in (0, 3)}

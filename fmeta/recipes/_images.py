@@ -45,7 +45,7 @@ class Images(Photographs):
     data: str = ""
     """folder with a folder of pictures for each class"""
     size: int = 84
-    """height and width that pictures are brought to"""
+    """height and width that pictures are brought to, the middle square of each"""
     colour: bool = True
     """in colour, or grey"""
     split_seed: int = 0

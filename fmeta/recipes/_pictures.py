@@ -182,11 +182,13 @@ def _beside_pixels(x: Tensor, context: Tensor) -> Tensor:
 
 
 def _image_files(path: Path) -> list[Path]:
-    from fmeta.tasks._images import is_image
+    from fmeta.tasks._images import is_hidden, is_image, warn_passed_over
 
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if is_image(p.name))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(map(is_hidden, p.relative_to(path).parts)))
+    found = [file for file in files if is_image(file.name)]
+    warn_passed_over(f"predict({str(path)!r})", [file for file in files if not is_image(file.name)])
     if not found:
         raise InputError(f"predict({str(path)!r}): holds no images; expected image files, in any folder below")
     return found

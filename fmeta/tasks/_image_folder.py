@@ -13,7 +13,7 @@ from torch import Tensor
 from fmeta.core import InputError
 from fmeta.core._checks import check_counts
 from fmeta.tasks._class_data import ClassData, Split, check_split, class_data, laid_out
-from fmeta.tasks._images import SUFFIXES, OnError, decode, is_image, square
+from fmeta.tasks._images import SUFFIXES, OnError, decode, is_hidden, is_image, warn_passed_over
 from fmeta.tasks._splits import SHARES, cut
 
 _SPLITS: dict[str, Split] = {
@@ -30,9 +30,10 @@ def image_folder(path: str | Path, *, size: int, channels: int | None = None, on
         data = fmeta.tasks.image_folder("pictures", size=84, channels=3)       # pictures/cat/1.jpg …
         print(data.names, data.size)
 
-    Images become uint8 `[channel, size, size]` as `read_images` says; classes and images are in sorted order. Files
-    count as images by their suffix; all else, and whatever is hidden, is passed over. One class alone loads, but makes
-    1-way episodes only. `image_splits` cuts the classes into those for training, validation and test.
+    Images become uint8 `[channel, size, size]` as `read_images` says, the middle square of each; classes and images are
+    in sorted order. Files count as images by their suffix: all others (HEIC, say) are passed over with one warning that
+    counts them, and whatever is hidden without a word. One class alone loads, but makes no episodes. `image_splits`
+    cuts the classes into those for training, validation and test.
 
     Args:
         path: the folder of class folders.
@@ -54,7 +55,7 @@ def image_folder(path: str | Path, *, size: int, channels: int | None = None, on
             f"{call}: holds splits, such as {first}/, each with classes of its own; expected the classes; load them "
             f"with image_splits, or one by one, as {str(Path(path) / first)!r}"
         )
-    return _by_class(call, classes, *decode("image_folder", _files(classes), square(size), channels, on_error))
+    return _by_class(call, classes, *decode("image_folder", _files(classes), size, channels, on_error))
 
 
 def image_splits(
@@ -101,7 +102,7 @@ def image_splits(
         all_names = list(classes)
         names = {all_names[i]: all_names[i] for i in cut("image_splits", len(all_names), shares, ways, seed)[split]}
     read = classes if channels is None else {name: classes[name] for name in names}
-    data = _by_class(call, read, *decode("image_splits", _files(read), square(size), channels, on_error))
+    data = _by_class(call, read, *decode("image_splits", _files(read), size, channels, on_error))
     rows = dict(zip(data.names, data.examples.split(data.size.tolist()), strict=True))
     return class_data({shown: rows[name] for name, shown in names.items()}, pictures=True)
 
@@ -124,13 +125,15 @@ def _classes(call: str, path: str | Path) -> _Classes:
     """The classes in sorted order, whose names must not look alike."""
     if not os.path.isdir(path):  # unlike Path's, False for a name that no folder can have
         raise InputError(f"{call}: not a folder; expected one with a folder of images per class")
-    found = sorted(_walked(call, Path(path)))
+    walked = list(_walked(call, Path(path)))
+    warn_passed_over(call, [file for _, _, others in walked for file in others])
+    found = sorted((name, images) for name, images, _ in walked if images)
     _check_alike(call, [name for name, _ in found])
     return dict(found)
 
 
-def _walked(call: str, root: Path) -> Iterator[tuple[str, list[Path]]]:
-    """The names and images of the folders below the root that hold images."""
+def _walked(call: str, root: Path) -> Iterator[tuple[str, list[Path], list[Path]]]:
+    """The names of the root and the folders below it, their images, and the files that are none."""
     seen: dict[str, str] = {}
 
     def refuse(error: OSError) -> None:
@@ -138,7 +141,10 @@ def _walked(call: str, root: Path) -> Iterator[tuple[str, list[Path]]]:
 
     for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        images = sorted(f for f in files if is_image(f))
+        images, others = (
+            [Path(place, f) for f in sorted(files) if not is_hidden(f) and is_image(f) == wanted]
+            for wanted in (True, False)
+        )
         first = seen.setdefault(os.path.realpath(place), place)
         if first != place:
             raise InputError(
@@ -146,12 +152,13 @@ def _walked(call: str, root: Path) -> Iterator[tuple[str, list[Path]]]:
             )
         if images and place == str(root):
             raise InputError(
-                f"{call}: {images[0]} is in no class folder; expected a folder of images per class; move it into one"
+                f"{call}: {images[0].name} is in no class folder; expected a folder of images per class; move it into "
+                "one"
             )
-        if images:
-            yield _readable(Path(place).relative_to(root)), [Path(place, f) for f in images]
-        elif not folders:
+        yield _readable(Path(place).relative_to(root)), images, others
+        if not images and not folders:
             what = "has no folders" if place == str(root) else f"{place} holds no images"
+            what += f", but {others[0].name}" if others else ""
             raise InputError(
                 f"{call}: {what}; expected a folder of images per class, with one of the suffixes "
                 f"{' '.join(SUFFIXES)}; fill it or remove it"

@@ -116,6 +116,19 @@ def test_what_does_not_fit_is_named(runs, data, tmp_path):
         assert len(adapted.predict(folder / "query", on_error="skip").queries) == 4
 
 
+def test_files_of_support_and_queries_that_are_passed_over_are_named(runs, data, tmp_path):
+    folder = pictures(tmp_path, data, [0, 30], [2, 2])
+    (folder / "support" / "sign 0" / "new.HEIC").write_bytes(b"")
+    (folder / "query" / "asked.heic").write_bytes(b"")
+    (folder / "query" / ".thumbnails").mkdir()
+    shutil.copy(folder / "query" / "sign 0 2.png", folder / "query" / ".thumbnails" / "x.png")
+    with pytest.warns(UserWarning, match=r"passed over 1 files .*new.HEIC"):
+        adapted = fmeta.adapt(runs["protonet"], folder / "support")
+    with pytest.warns(UserWarning, match=r"predict\(.*passed over 1 files .*asked.heic"):
+        found = adapted.predict(folder / "query")
+    assert len(found.queries) == 4  # what is hidden is not asked for
+
+
 def test_neither_the_data_of_the_run_nor_its_folder_is_needed(tmp_path):
     """A run of photographs, taken to a machine that has one's own pictures alone."""
     photographs(tmp_path / "data", [f"class {i}" for i in range(9)])

@@ -1,6 +1,7 @@
 """Folders of image files, written here in every format and every kind of disorder."""
 
 import os
+import struct
 import unicodedata
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 import fmeta
 from fmeta import InputError
 from fmeta.tasks import _image_folder as module
-from fmeta.tasks import episodes, image_folder, read_images
+from fmeta.tasks import episodes, image_folder, image_splits, read_images
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -29,14 +30,13 @@ def save(image, path, **options):
 
 @pytest.fixture
 def pets(tmp_path):
-    """Two classes of unequal size in a folder with a text file and hidden clutter."""
+    """Two classes of unequal size in a folder with hidden clutter."""
     root = tmp_path / "pets"
     for name, count in (("dog", 3), ("cat", 2)):
         for i in range(count):
             save(noise(10 * count + i), root / name / f"{i}.png")
-    (root / "notes.txt").write_text("not an image")
-    (root / "cat" / "labels.csv").write_text("nor this")
     (root / "cat" / "._0.png").write_bytes(b"what macOS leaves in archives")
+    (root / "cat" / "Thumbs.db").write_bytes(b"and Windows in folders")
     save(noise(1), root / ".thumbnails" / "x.png")
     return root
 
@@ -52,7 +52,7 @@ def pixel(path, **options):
 
 
 def test_each_folder_of_images_is_a_class(pets):
-    """Sorted classes, sorted images, everything else passed over; an image of the right size is not touched."""
+    """Sorted classes, sorted images, without what is hidden; an image of the right size is not touched."""
     data = image_folder(pets, size=20)
     assert data.names == ("cat", "dog")
     assert data.size.tolist() == [2, 3]
@@ -93,7 +93,7 @@ def test_every_suffix_is_read(tmp_path):
 # --- pixels
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (7, 21)])
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (14, 28)])
 def test_shorter_side_then_centre(tmp_path, height, width):
     """Red, blue and red thirds along the longer side: only the middle stays."""
     thirds = np.zeros((height, width, 3), np.uint8) + np.array(RED, np.uint8)
@@ -103,6 +103,17 @@ def test_shorter_side_then_centre(tmp_path, height, width):
     thirds[middle] = BLUE
     x, _ = read_images([save(thirds, tmp_path / "x.png")], size=shorter)
     assert (x[0] == torch.tensor(BLUE)[:, None, None]).all()
+
+
+def test_images_of_which_most_is_cut_off_are_counted(tmp_path):
+    """Less than half kept: said once in a process, which may read a folder many times."""
+    for name, height, width in (("a/0", 40, 400), ("a/1", 20, 20), ("b/0", 41, 20), ("b/1", 40, 20)):
+        save(noise(0, height, width), tmp_path / f"{name}.png")
+    message = r"image_folder: of 2 of 4 images less than half is kept.*a/0.png of 400 by 40 pixels; crop or pad"
+    with pytest.warns(UserWarning, match=message) as caught:
+        image_folder(tmp_path, size=8)
+    assert [warning.filename for warning in caught] == [__file__]
+    image_folder(tmp_path, size=8)
 
 
 def test_resizing_is_antialiased(tmp_path):
@@ -143,6 +154,62 @@ def test_other_modes_are_read(tmp_path):
         assert pixel(save(deep, tmp_path / f"deep.{suffix}")) == [153]
 
 
+RAMP = np.arange(64).reshape(8, 8)
+
+
+def tiff(path, levels, *, bits=16, order="<", white_is_zero=False, signed=False):
+    """An uncompressed grey TIFF, with the tags that Pillow does not write."""
+    width = {12: 1.5, 16: 2, 32: 4}[bits] * levels.size
+    content = (
+        levels.astype(f"{order}i{bits // 8}" if signed else f"{order}u{bits // 8}").tobytes() if bits != 12 else b""
+    )
+    if bits == 12:
+        text = "".join(f"{level:012b}" for level in levels.flat)
+        content = bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    assert len(content) == width
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 0, 277: 1, 278: 8, 279: len(content)}
+    tags |= {339: 2 if signed else 1}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    table = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    path.write_bytes(head + table + bytes(4) + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "white"),
+    [
+        ({}, 65535),
+        ({"order": ">"}, 65535),
+        ({"bits": 12}, 4095),
+        ({"white_is_zero": True}, 65535),
+        ({"bits": 32}, 65535),
+    ],
+)
+def test_deep_grey_is_scaled_by_its_white(tmp_path, options, white):
+    """Either byte order, 12 bits, white at 0, and 16 bits that were saved as 32."""
+    x, _ = read_images([tiff(tmp_path / "x.tif", RAMP * white // 63, **options)], size=8)
+    expected = (255 * RAMP / 63).round()
+    expected = 255 - expected if "white_is_zero" in options else expected
+    assert x[0, 0].numpy() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("options", [{"bits": 32}, {"signed": True}])
+def test_deep_grey_that_does_not_say_what_white_is_is_refused(tmp_path, options):
+    """Numbers up to 255 in 32 bits would become black, those with a sign half as bright."""
+    path = tiff(tmp_path / "x.tif", RAMP * 4, **options)
+    with pytest.raises(InputError, match="says not what white is; save it with 8 or 16 bits"):
+        read_images([path], size=8)
+    dark = save(np.full((4, 4), 200, np.uint16), tmp_path / "dark.pgm")
+    assert pixel(dark) == [1]  # a dark picture is one
+
+
+def test_a_transparent_level_of_deep_grey_lies_over_white(tmp_path):
+    levels = np.zeros((4, 4), np.uint16)
+    assert pixel(save(levels, tmp_path / "x.png", transparency=0)) == [255]
+    assert pixel(save(levels + 257, tmp_path / "y.png", transparency=0)) == [1]
+
+
 def test_channels_are_decided_by_the_data(tmp_path):
     """1 where all is grey, saved as colour or not; 3 as soon as one image has colour; else what was asked for."""
     grey = noise(0, colour=False)
@@ -177,12 +244,12 @@ def test_ink_as_cameras_and_printers_save_it(tmp_path):
 
 def test_a_palette_with_shades_of_transparency(tmp_path):
     """Each colour of the palette with its own: clear, half and opaque."""
-    image = Image.new("P", (6, 2))
+    image = Image.new("P", (6, 3))
     image.putpalette([*RED, *RED, *RED])
-    image.putdata([0, 0, 1, 1, 2, 2] * 2)
+    image.putdata([0, 0, 1, 1, 2, 2] * 3)
     path = save(image, tmp_path / "x.png", transparency=bytes([0, 128, 255]))
-    x, _ = read_images([path], size=2)  # the centre
-    assert x[0, :, 0, 0].tolist() == pytest.approx([255, 127, 127], abs=1)
+    x, _ = read_images([path], size=3)  # the centre, of which the middle of its three columns is half
+    assert x[0, :, 0, 1].tolist() == pytest.approx([255, 127, 127], abs=1)
     wide = image.resize((6, 6), Image.Resampling.NEAREST)
     x, _ = read_images([save(wide, tmp_path / "y.png", transparency=bytes([0, 128, 255]))], size=6)
     for column, expected in ((0, [255, 255, 255]), (2, [255, 127, 127]), (5, list(RED))):
@@ -202,7 +269,7 @@ def test_of_moving_pictures_the_first_is_read(tmp_path, suffix):
 
 def test_colour_photographs_of_any_shape_make_tasks(tmp_path):
     """Tall, wide and tiny, grey among colour, with upper-case suffixes: one size, three channels, 0 to 1."""
-    shapes = [(40, 90), (90, 40), (5, 7), (300, 20)]
+    shapes = [(40, 70), (70, 40), (5, 7), (30, 20)]
     for c in range(3):
         for i, (height, width) in enumerate(shapes):
             save(
@@ -215,6 +282,28 @@ def test_colour_photographs_of_any_shape_make_tasks(tmp_path):
     x = episodes(data, ways=3, shots=1, query=3)(fmeta.key(0), 4).query.x
     assert x.shape == (4, 9, 3, 16, 16)
     assert 0.0 <= float(x.min()) < float(x.max()) <= 1.0
+
+
+# --- what is passed over
+
+
+def test_files_that_are_no_images_are_counted_and_named(pets):
+    """In the root and in the classes; what is hidden is not. Once in a process, for each call."""
+    for name in ("notes.txt", "cat/1.HEIC", "cat/2.heic", "dog/3"):
+        (pets / name).write_bytes(b"")
+    message = (
+        r"passed over 4 files .* \(2 .heic, 1 .txt, 1 without suffix\): .*notes.txt, .*1.HEIC, .*2.heic …; exp.*conv"
+    )
+    for read, call in (
+        (lambda: image_folder(pets, size=8), "image_folder"),
+        (lambda: image_splits(pets, "train", size=8, shares=(1, 1, 1)), "image_splits"),
+    ):
+        save(noise(0), pets / "eel" / "0.png")
+        with pytest.warns(UserWarning, match=rf"{call}\(.*pets'\): {message}") as caught:
+            data = read()
+        assert [warning.filename for warning in caught] == [__file__]
+        assert set(data.names) <= {"cat", "dog", "eel"}
+        read()
 
 
 # --- names
@@ -325,14 +414,14 @@ def test_folders_that_hold_no_classes_are_named(pets, tmp_path):
     with pytest.raises(InputError, match=r"image_folder\(.*nowhere'\): not a folder"):
         image_folder(tmp_path / "nowhere", size=8)
     with pytest.raises(InputError, match="not a folder"):
-        image_folder(pets / "notes.txt", size=8)
+        image_folder(pets / "cat" / "0.png", size=8)
     (tmp_path / "void").mkdir()
     (tmp_path / "void" / "x.txt").write_text("")
-    with pytest.raises(InputError, match="has no folders; expected a folder of images per class"):
+    with pytest.raises(InputError, match=r"has no folders, but x\.txt; expected a folder of images per class"):
         image_folder(tmp_path / "void", size=8)
     (pets / "eel").mkdir()
-    (pets / "eel" / "x.txt").write_text("")
-    with pytest.raises(InputError, match=r"eel holds no images; .*fill it or remove it"):
+    (pets / "eel" / "x.HEIC").write_text("")
+    with pytest.raises(InputError, match=r"eel holds no images, but x.HEIC; .*fill it or remove it"):
         image_folder(pets, size=8)
 
 

@@ -84,13 +84,7 @@ def open_run(folder: str | Path) -> Run:
     try:
         run = read_experiment(folder / "recipe.json")._replace(folder=folder)
     except OSError as error:
-        what = "no recipe.json there"
-        if checkpoints(folder / "checkpoints"):
-            what += (
-                ", though checkpoints; fmeta.fit says where the recipe of a run stands by recipe='module:object', with "
-                "resume=True later too"
-            )
-        raise InputError(f"run {str(folder)!r}: {what}; expected the folder of a run") from error
+        raise InputError(f"run {str(folder)!r}: no recipe.json there{_without_recipe(folder)}") from error
     known = (run.experiment.digest(), *run.earlier)
     for step, facts in checkpoints(folder / "checkpoints"):
         trained = facts.get(DIGEST, known[0])
@@ -100,6 +94,22 @@ def open_run(folder: str | Path) -> Run:
                 "other options; expected what fmeta wrote; bring the old values back, or train a new run"
             )
     return run
+
+
+def _without_recipe(folder: Path) -> str:
+    """What a folder without recipe.json is, and what may have been meant."""
+    saved = checkpoints(folder / "checkpoints")
+    if saved:
+        newest = folder / "checkpoints" / f"{saved[-1][0]:08d}"
+        return (
+            ", though checkpoints: fmeta.fit trained it from Python code without recipe=…; expected the folder of a "
+            "run of fmeta train, or of fit(recipe='module:object'), which may be said with resume=True later too; in "
+            f"Python its state is fmeta.load_checkpoint({str(newest)!r}, like), with like of trainer.init(key)"
+        )
+    above = next((p for p in (folder.parent, folder.parent.parent) if checkpoints(p / "checkpoints")), None)
+    if above is not None and folder.exists():
+        return f"; expected the folder of a run; give {above}, to which it belongs, and choose by checkpoint=…"
+    return "; expected the folder of a run"
 
 
 def read_experiment(file: Path) -> Run:

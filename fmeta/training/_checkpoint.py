@@ -30,6 +30,10 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what rea
 _FORMAT = 2  # grows when an older fmeta could no longer read what is written
 
 
+class _OtherFormatError(ValueError):
+    """A checkpoint of another version of fmeta."""
+
+
 def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) -> Path:
     """Writes `folder/<step>`, all or nothing: a crash leaves the older checkpoints as they were."""
     folder = Path(folder)
@@ -59,7 +63,9 @@ def save_checkpoint(folder: str | Path, state: Tree, step: int, **facts: Any) ->
 def load_checkpoint(path: str | Path, like: Tree) -> Tree:
     """The state in a checkpoint, on the devices and in the structure of `like`.
 
-    Raises InputError if a file is missing or damaged, or holds another state than `like`.
+    `path` is the folder of one checkpoint: `RUN/checkpoints/00002500`.
+
+    Raises InputError if it is none, if a file is missing or damaged, or holds another state than `like`.
     """
     return _like(Path(path), read_checkpoint(Path(path)), like, "learner, model and optimizer")
 
@@ -67,7 +73,7 @@ def load_checkpoint(path: str | Path, like: Tree) -> Tree:
 def load_meta(path: str | Path, like: Tree) -> Tree:
     """The meta-parameters alone, of a checkpoint of whatever trainer, on the devices and in the structure of `like`.
 
-    Raises InputError if a file is missing or damaged, or holds other meta-parameters than `like`.
+    Raises InputError as `load_checkpoint` does.
     """
     tensors = read_checkpoint(Path(path))
     meta = {meta_name(name): t for name, t in tensors.items() if is_meta(name)}
@@ -102,17 +108,44 @@ def _like(path: Path, tensors: Mapping[str, Tensor], like: Tree, same: str) -> T
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Every tensor of the state in a checkpoint, by name, on the CPU.
 
-    Raises InputError if a file is missing or damaged.
+    Raises InputError for what is no checkpoint (naming one below it, if there is one), or if a file is missing,
+    damaged, of another version, or closed to the reader.
     """
     cure = f"remove {path} to fall back on an older checkpoint"
     try:
+        if not (_is_step(path.name) and path.is_dir()) and not any((path / n).exists() for n in (_FACTS, _TENSORS)):
+            raise InputError(f"load_checkpoint({path}): {_no_checkpoint(path)}")
         facts = _facts(path)
         content = (path / _TENSORS).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise ValueError(f"the checksum of {_TENSORS} differs from the recorded one")
         return load(content)
+    except InputError:
+        raise
+    except _OtherFormatError as error:
+        raise InputError(
+            f"load_checkpoint({path}): of another version of fmeta: {error}; expected one of this; load it by that"
+        ) from error
+    except PermissionError as error:
+        raise InputError(f"load_checkpoint({path}): {error}; expected files that may be read; allow it") from error
     except (*_DAMAGE, SafetensorError) as error:
         raise InputError(f"load_checkpoint({path}): damaged: {error}; expected a whole checkpoint; {cure}") from error
+
+
+def _no_checkpoint(path: Path) -> str:
+    """What a path is that is none, and which one may have been meant."""
+    for folder, what in (
+        (path, "it holds checkpoints and is none"),
+        (path / "checkpoints", "the folder of a run, not of a checkpoint"),
+        (path.parent, "no such checkpoint"),
+        (path.parent.parent, "a file, or what else is no checkpoint"),
+    ):
+        whole = [step for step, facts in checkpoints(folder) if facts]
+        if whole:
+            newest = folder / f"{whole[-1]:08d}"
+            return f"{what}; expected one of the {len(whole)} in {folder}; give {newest}, the newest"
+    what = "holds no checkpoint" if path.is_dir() else "no such folder"
+    return f"{what}; expected the folder of a checkpoint, such as RUN/checkpoints/00002500"
 
 
 def checkpoints(folder: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -166,8 +199,13 @@ def _published(folder: Path, *suffixes: str) -> list[Path]:
             found = [Path(entry.path) for entry in entries if _may_be_folder(entry)]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
-    found = [p for p in found if p.suffix in (suffixes or ("",)) and p.stem.isdecimal()]
-    return sorted((path for path in found if path.stem == f"{int(path.stem):08d}"), key=lambda path: int(path.stem))
+    found = [p for p in found if p.suffix in (suffixes or ("",))]
+    return sorted((path for path in found if _is_step(path.stem)), key=lambda path: int(path.stem))
+
+
+def _is_step(name: str) -> bool:
+    """Whether a folder is called as `save_checkpoint` calls it."""
+    return name.isdecimal() and name == f"{int(name):08d}"
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
@@ -192,7 +230,7 @@ def _facts(path: Path) -> dict[str, Any]:
     """Raises one of `_DAMAGE`."""
     facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
     if facts["format"] != _FORMAT:
-        raise ValueError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
+        raise _OtherFormatError(f"its format is {facts['format']!r}, and this fmeta reads {_FORMAT}")
     if facts.pop(_SEAL) != _checksum(facts):
         raise ValueError(f"the checksum of {_FACTS} differs from the recorded one")
     return facts

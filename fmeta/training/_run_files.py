@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from fmeta.training._checkpoint import best_checkpoint, checkpoints, load_checkp
 from fmeta.training._trainer import State
 
 _FORMAT = 2  # of recipe.json
+# what a start puts into the folder, the lock last
+_MADE = ("tensorboard", "checkpoints", "metrics.jsonl", "choices.json", "recipe.json", ".lock")
 _OURS = {"format", "step", "sha256", "torch", "key", "meta_batch", "validation", "monitor", "best", "since", "window"}
 
 
@@ -47,13 +50,21 @@ class Saving(NamedTuple):
 def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     """Holds the folder of a run, a new one or, with `resume`, one that is there; its lock ends with the process.
 
-    Raises InputError where the folder holds a run already (or, with `resume`, is not there), where another process
-    holds it, or where it cannot be written.
+    A start that fails before anything was kept takes away what it put there.
+
+    Raises InputError where the folder holds a run already (or, with `resume`, is not there), where it is the folder
+    of a run's checkpoints, where another process holds it, or where it cannot be written.
     """
     folder = Path(run_dir)
+    if checkpoints(folder):
+        raise InputError(
+            f"fit(run_dir={str(run_dir)!r}): it holds the checkpoints of a run; expected the folder of a run; give "
+            f"{folder.parent} to go on with it (resume=True, --resume), or another folder"
+        )
     if resume and not folder.is_dir():
         raise InputError(f"fit(run_dir={str(run_dir)!r}, resume=True): no such folder; expected the folder of a run")
     _check_new(folder, resume)
+    absent = [name for name in (*_MADE, ".") if not (folder / name).exists()]
     lock = lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,9 +79,27 @@ def claimed(run_dir: str | Path, resume: bool) -> Iterator[None]:
     try:
         mend(folder / "checkpoints")
         _check_new(folder, resume)  # again: another may have been faster
-        yield
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, SaveError) and not _holds_run(folder):
+                _take_away(folder, absent)
+            raise
     finally:
         lock.release()
+
+
+def _take_away(folder: Path, names: Iterable[str]) -> None:
+    """These of what a start makes, and the folder itself, where nothing else is in it."""
+    for name in names:
+        path = folder / name
+        with contextlib.suppress(OSError):
+            if name == "tensorboard":
+                shutil.rmtree(path)
+            elif path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 def lock_of(folder: Path) -> BaseFileLock:
@@ -78,8 +107,12 @@ def lock_of(folder: Path) -> BaseFileLock:
     return FileLock(folder.resolve() / ".lock", is_singleton=True)
 
 
+def _holds_run(folder: Path) -> bool:
+    return bool(checkpoints(folder / "checkpoints") or read_metrics(folder / "metrics.jsonl"))
+
+
 def _check_new(folder: Path, resume: bool) -> None:
-    if not resume and (checkpoints(folder / "checkpoints") or read_metrics(folder / "metrics.jsonl")):
+    if not resume and _holds_run(folder):
         raise InputError(
             f"fit(run_dir={str(folder)!r}): the folder already holds a run; expected a new one; "
             "pass resume=True (--resume) to go on with it, or another folder"

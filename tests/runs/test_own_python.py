@@ -174,6 +174,14 @@ def test_a_run_without_recipe_is_refused_with_the_cure(ours, words):
     said = ours(words, status=2)
     assert "'nowhere': no recipe.json there, though checkpoints" in said
     assert "recipe='module:object'" in said
+    assert "fmeta.fit trained it from Python code" in said
+    assert "fmeta.load_checkpoint('nowhere/checkpoints/00000004', like)" in said
+
+
+@pytest.mark.parametrize("run", ["fitted/checkpoints", "nowhere/checkpoints/00000004"])
+def test_a_part_of_a_run_is_refused_with_the_folder_to_give(ours, run):
+    said = ours(f"evaluate {run}", status=2)
+    assert f"give {run.partition('/')[0]}, to which it belongs, and choose by checkpoint=…" in said
 
 
 def test_a_run_without_recipe_is_exported_all_the_same(ours):

@@ -15,7 +15,7 @@ import fmeta
 from fmeta.core import InputError, key
 from fmeta.core.tree import named_leaves, tree_leaves, tree_map, tree_structure
 from fmeta.runs._load import read_chosen
-from fmeta.training import load_checkpoint, save_checkpoint
+from fmeta.training import load_checkpoint, load_meta, save_checkpoint
 from fmeta.training._checkpoint import checkpoints, prune, read_checkpoint
 
 
@@ -231,6 +231,67 @@ def test_damage_is_an_input_error_with_the_path_and_the_cure(tmp_path, damage):
     assert message.startswith(f"load_checkpoint({path}): damaged")
     assert f"remove {path}" in message
     assert _bits(load_checkpoint(tmp_path / "00000001", state)) == _bits(state)
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/00000009", "run/checkpoints/00000003/x"])
+@pytest.mark.parametrize("read", [load_checkpoint, load_meta])
+def test_what_holds_checkpoints_is_not_called_damaged(tmp_path, given, read):
+    """Nobody is told to remove a whole run: the newest whole checkpoint is named."""
+    for step in (1, 3, 8):
+        path = save_checkpoint(tmp_path / "run" / "checkpoints", _train_state(), step)
+    DAMAGE["half a json"](path)
+    with pytest.raises(fmeta.InputError) as caught:
+        read(tmp_path / given, _train_state())
+    message = str(caught.value)
+    assert message.startswith(f"load_checkpoint({tmp_path / given}): ")
+    newest = tmp_path / "run" / "checkpoints" / "00000003"
+    assert f"expected one of the 2 in {newest.parent}; give {newest}, the newest" in message
+    assert "damaged" not in message
+    assert "remove" not in message
+
+
+def test_what_holds_no_checkpoint_is_not_called_damaged(tmp_path):
+    for path, message in ((tmp_path, "holds no checkpoint"), (tmp_path / "run", "no such folder")):
+        with pytest.raises(fmeta.InputError, match=rf"{message}; expected .* such as RUN/checkpoints/00002500$"):
+            load_checkpoint(path, _train_state())
+
+
+def test_a_checkpoint_without_its_files_is_damaged(tmp_path):
+    path = save_checkpoint(tmp_path, _train_state(), 2)
+    for file in path.iterdir():
+        file.unlink()
+    with pytest.raises(fmeta.InputError, match=rf"damaged: .*remove {path}"):
+        load_checkpoint(path, _train_state())
+
+
+def test_a_checkpoint_of_another_version_is_not_called_damaged(tmp_path):
+    path = save_checkpoint(tmp_path, _train_state(), 2)
+    facts = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(facts | {"format": 1}))
+    with pytest.raises(
+        fmeta.InputError, match="another version of fmeta: its format is 1, and this fmeta reads 2"
+    ) as caught:
+        load_checkpoint(path, _train_state())
+    assert "remove" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+@pytest.mark.parametrize("closed", ["", "checkpoint.json", "state.safetensors"])
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, closed):
+    path = save_checkpoint(tmp_path / "run", _train_state(), 2)
+    (path / closed).chmod(0)
+    user = os.geteuid()
+    for folder in (tmp_path, *tmp_path.parents) if user == 0 else ():
+        folder.chmod(folder.stat().st_mode | 0o5)
+    try:
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        with pytest.raises(fmeta.InputError, match=r"Permission denied.*allow it") as caught:
+            load_checkpoint(path, _train_state())
+    finally:
+        os.seteuid(user)
+        (path / closed).chmod(0o700)
+    assert "remove" not in str(caught.value)
 
 
 def test_a_damaged_file_whose_checksum_was_fitted_is_still_an_input_error(tmp_path):

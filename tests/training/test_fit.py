@@ -449,6 +449,44 @@ def test_labels_out_of_range_are_reported_by_name_before_anything_is_trained(tmp
     assert steps_kept(tmp_path) == []
 
 
+def refused(key, count):
+    x = uniform(key, (6, 1))
+    return Task(Examples(x, x[:, 0]), Examples(x, x[:, 0]))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_is_refused_leaves_the_folder_as_it_was(tmp_path, reference, resume):
+    """So that the next one is not refused for it, nor goes on with its recipe."""
+    for folder in (tmp_path / "new" / "run", tmp_path / "old"):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        (tmp_path / "old" / "notes.txt").write_text("of the user")
+        if resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        before = contents(tmp_path)
+        with pytest.raises(fmeta.InputError, match="task axis"):
+            train(folder, sample=refused, recipe="json:dumps", resume=resume)
+        assert contents(tmp_path) == {**before, **({"new": None} if "new" in str(folder) else {})}
+        assert same_bits(train(folder, resume=resume), reference[1])
+        assert not (folder / "recipe.json").exists()
+
+
+def test_a_refused_resume_keeps_the_run(tmp_path):
+    train(tmp_path, iterations=10)
+    before = contents(tmp_path)
+    with pytest.raises(fmeta.InputError, match="task axis"):
+        train(tmp_path, iterations=20, sample=refused, resume=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_folder_of_checkpoints_is_not_taken_for_that_of_the_run(tmp_path, resume):
+    train(tmp_path, iterations=10)
+    before = contents(tmp_path)
+    with pytest.raises(fmeta.InputError, match=rf"it holds the checkpoints of a run; .*give {tmp_path} to go on"):
+        train(tmp_path / "checkpoints", resume=resume)
+    assert contents(tmp_path) == before
+
+
 def test_tasks_without_a_task_axis_are_reported_by_name():
     def sample(k, count):
         x = uniform(k, (6, 1))

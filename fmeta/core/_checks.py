@@ -14,11 +14,11 @@ from fmeta.core._types import Examples, Optimizer, Task, Tree
 from fmeta.core.tree import leaf_names, matching, named_leaves, tree_leaves
 
 
-def check_counts(call: str, **counts: object) -> None:
-    """Whole numbers, at least 1, by the names of the call's arguments."""
+def check_counts(call: str, *, least: int = 1, **counts: object) -> None:
+    """Whole numbers, at least 1 or `least`, by the names of the call's arguments."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise InputError(f"{call}({name}={count!r}): expected a whole number, at least 1")
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
+            raise InputError(f"{call}({name}={count!r}): expected a whole number, at least {least}")
 
 
 def check_labels(call: str, y: Tensor, ways: int, length: int | None = None) -> None:

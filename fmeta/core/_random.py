@@ -13,11 +13,12 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from fmeta.core._checks import InputError
+from fmeta.core._checks import InputError, check_counts
 
 
 def _signed(n: int) -> int:
@@ -59,8 +60,11 @@ torch.library.register_vmap("fmeta::mix", lambda info, in_dims, z: (_mix(z), in_
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
-    """A key from a seed: an int64 scalar. Its device is where everything drawn from it will live."""
-    return _mix(torch.tensor(_signed(seed), dtype=torch.int64, device=device))
+    """A key from a seed: an int64 scalar. Its device is where everything drawn from it will live.
+
+    Raises InputError for a seed that is no whole number of 64 bits, signed or unsigned.
+    """
+    return _mix(torch.tensor(_word("key", "seed", seed), dtype=torch.int64, device=device))
 
 
 def fold(key: Tensor, n: int | Tensor | str) -> Tensor:
@@ -68,14 +72,36 @@ def fold(key: Tensor, n: int | Tensor | str) -> Tensor:
 
     A word names a stream, the child for one purpose (`fold(key, "validation tasks")`), which no number reaches.
 
-    Raises InputError for what is no key.
+    Raises InputError for what is no key, and for a number that is not a whole one of 64 bits.
     """
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
         came = key.dtype if isinstance(key, Tensor) else type(key).__name__
         raise InputError(f"fold: the key is {came}; expected an int64 tensor; use fmeta.key(seed)")
     if isinstance(n, str):
         return _mix(key ^ _stream(n))
-    return _mix(key ^ (n.to(torch.int64) ^ _CHILD if isinstance(n, Tensor) else _signed(n) ^ _CHILD))
+    if not isinstance(n, Tensor):
+        return _mix(key ^ (_word("fold", "n", n) ^ _CHILD))
+    if n.is_floating_point() or n.is_complex() or n.dtype == torch.bool:
+        raise InputError(f"fold(n={n.dtype} {list(n.shape)}): expected integers, which number the children")
+    return _mix(key ^ (n.to(torch.int64) ^ _CHILD))
+
+
+def check_key(call: str, key: Tensor) -> None:
+    """Raises InputError for what is not one key."""
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.ndim:
+        came = f"{key.dtype} {list(key.shape)}" if isinstance(key, Tensor) else f"a {type(key).__name__}"
+        raise InputError(
+            f"{call}: the key is {came}; expected one key, int64 []; use fmeta.key(seed), and torch.func.vmap for many"
+        )
+
+
+def _word(call: str, name: str, n: object) -> int:
+    """A whole number of 64 bits, signed or unsigned, as the int64 with the same bits."""
+    if isinstance(n, bool) or not isinstance(n, Integral) or not -(1 << 63) <= int(n) < 1 << 64:
+        raise InputError(
+            f"{call}({name}={n!r}): expected a whole number of 64 bits, because others would give the same keys"
+        )
+    return _signed(int(n))
 
 
 @functools.cache
@@ -85,28 +111,60 @@ def _stream(purpose: str) -> int:
 
 
 def split(key: Tensor, count: int) -> Tensor:
-    """`count` child keys, `[count]`."""
+    """`count` child keys, `[count]`. Raises InputError for what is not one key, or no count."""
+    check_key("split", key)
+    check_counts("split", least=0, count=count)
     return fold(key, torch.arange(count, device=key.device))
 
 
 def bits(key: Tensor, count: int) -> Tensor:
-    """`count` int64 numbers of 64 random bits, `[count]`."""
+    """`count` int64 numbers of 64 random bits, `[count]`. Raises InputError for what is not one key, or no count."""
+    check_key("bits", key)
+    check_counts("bits", least=0, count=count)
     return _mix(key ^ (torch.arange(count, device=key.device) ^ _DRAW))
 
 
 def uniform(
     key: Tensor, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Uniform numbers in `[low, high)` (up to rounding to `dtype`) of the given shape."""
-    fraction = ((bits(key, math.prod(shape)) >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
-    return (low + (high - low) * fraction).to(dtype).reshape(tuple(shape))
+    """Uniform numbers in `[low, high)` (up to rounding to `dtype`) of the given shape.
+
+    Raises InputError for what is not one key, no shape, a dtype of integers, or bounds in the wrong order.
+    """
+    sides = _sides("uniform", shape, dtype)
+    _check_bounds(low, high)
+    fraction = ((bits(key, math.prod(sides)) >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
+    return (low + (high - low) * fraction).to(dtype).reshape(sides)
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers of the given shape (Box & Muller 1958)."""
-    u = uniform(key, (2, math.prod(shape)), dtype=torch.float64)
+    """Standard normal numbers of the given shape (Box & Muller 1958).
+
+    Raises InputError for what is not one key, no shape, or a dtype of integers.
+    """
+    sides = _sides("normal", shape, dtype)
+    u = uniform(key, (2, math.prod(sides)), dtype=torch.float64)
     radius = (-2.0 * torch.log1p(-u[0])).sqrt()
-    return (radius * torch.cos(2.0 * math.pi * u[1])).to(dtype).reshape(tuple(shape))
+    return (radius * torch.cos(2.0 * math.pi * u[1])).to(dtype).reshape(sides)
+
+
+def _check_bounds(low: object, high: object) -> None:
+    """Of numbers; the values of tensors may be hidden."""
+    if isinstance(low, Real) and isinstance(high, Real) and not -math.inf < float(low) <= float(high) < math.inf:
+        raise InputError(f"uniform(low={low}, high={high}): expected two finite numbers, low <= high")
+
+
+def _sides(call: str, shape: object, dtype: torch.dtype) -> tuple[int, ...]:
+    """The shape of real numbers."""
+    if not dtype.is_floating_point:
+        raise InputError(f"{call}(dtype={dtype}): expected a floating-point dtype; fmeta.randint draws integers")
+    sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (None,)
+    if any(isinstance(side, bool) or not isinstance(side, Integral) or side < 0 for side in sides):
+        raise InputError(
+            f"{call}(shape={shape!r}): expected a whole number, at least 0, for each axis, such as (3,), or () for one "
+            "number"
+        )
+    return sides
 
 
 def randint(key: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
@@ -117,7 +175,8 @@ def randint(key: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
 
 
 def permutation(key: Tensor, n: int) -> Tensor:
-    """A random order of `0 .. n-1`, `[n]`."""
+    """A random order of `0 .. n-1`, `[n]`. Raises InputError for what is not one key, or no count."""
+    check_counts("permutation", least=0, n=n)
     return bits(key, n).argsort()
 
 
@@ -127,6 +186,7 @@ def choice(key: Tensor, n: int, count: int, valid: Tensor | None = None) -> Tens
     With `valid`, integers <= n of any shape, one such draw for each of them from `0 .. valid-1`,
     `[*valid.shape, count]`; the caller sees to it that `count` fit. Raises InputError unless 0 <= count <= n.
     """
+    check_counts("choice", least=0, n=n, count=count)
     if not 0 <= count <= n:
         raise InputError(f"choice(n={n}, count={count}): expected 0 <= count <= n, without replacement")
     if valid is None:

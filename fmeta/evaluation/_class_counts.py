@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fmeta.core import InputError
+from fmeta.core._checks import check_counts
 
 TaskClasses = tuple[Tensor, Sequence[str]]  # int64 [task, way] the class of each label, the names of all classes
 
@@ -71,6 +72,7 @@ def check_classes(classes: TaskClasses, tasks: int, ways: int | None) -> int:
             f"evaluate(classes=…): got {came} for {tasks} tasks; expected int64 [{tasks}, way] and the names of all "
             "classes; draw them by the key and count of the tasks: (sample.classes(key, count), sample.names)"
         )
+    check_counts("evaluate(classes=…)", least=2, ways=index.shape[1])
     if ways not in (None, index.shape[1]):
         raise InputError(f"evaluate(ways={ways}): classes has {index.shape[1]} ways; expected the same; leave ways out")
     low, high = (int(v) for v in index.aminmax())

@@ -27,13 +27,16 @@ class Calibration(NamedTuple):
         return (self.gap.sum(0).abs().sum(-1) / self.examples.sum()).tolist()
 
     def interval(self) -> list[list[float]]:
-        """The 95% percentile bootstrap over tasks, low and high. Small errors are overestimated, in resamples too."""
+        """The 95% percentile bootstrap over tasks, low and high. Small errors are overestimated, in resamples too.
+
+        Raises InputError for a single task.
+        """
         sums = bootstrap_means(torch.cat([self.gap.flatten(1), self.examples[:, None]], 1))
         gaps = sums[:, :-1].unflatten(1, self.gap.shape[1:])
         return percentiles95(gaps.abs().sum(-1) / sums[:, -1:]).T.tolist()
 
     def summary(self) -> dict[str, Any]:
-        return {"pooled": self.error(), "interval95": self.interval()}
+        return {"pooled": self.error(), "interval95": self.interval() if len(self.examples) > 1 else None}
 
 
 class Judged(NamedTuple):

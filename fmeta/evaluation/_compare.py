@@ -51,7 +51,7 @@ def compare(
         key: of the 10,000 resamples; None is `key(0)`.
 
     Raises:
-        InputError: evaluations on different tasks, an unknown metric or step.
+        InputError: evaluations on different tasks or on a single one, an unknown metric or step.
     """
     fingerprints = [e.protocol.get("task list") for e in (a, b)]
     if None in fingerprints or fingerprints[0] != fingerprints[1]:
@@ -66,6 +66,8 @@ def compare(
             raise InputError(
                 f"compare(step={step}): the {which} evaluation has {len(e.steps)} measured steps; expected an index"
             )
+    if len(a.values[metric]) < 2:
+        raise InputError("compare: both were evaluated on 1 task; expected at least 2, for an interval")
     if better is None:
         better = "lower" if metric in ("loss", "loss alone") else "higher"
     differences = a.values[metric][:, step] - b.values[metric][:, step]

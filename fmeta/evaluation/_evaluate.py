@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -35,15 +36,27 @@ class Evaluation(NamedTuple):
         return self.values[name].quantile(0.5, 0).tolist()
 
     def interval(self, name: str) -> list[float]:
-        """Half the width of the normal 95% interval of the mean, 1.96·sd/√tasks."""
+        """Half the width of the normal 95% interval of the mean, 1.96·sd/√tasks.
+
+        Raises InputError for a single task.
+        """
         values = self.values[name]
+        if len(values) < 2:
+            raise InputError(
+                f"interval({name!r}): of {len(values)} task; expected at least 2, because one shows no spread; "
+                "evaluate more tasks"
+            )
         return (1.96 * values.std(0) / math.sqrt(len(values))).tolist()
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
+        """Plain numbers, for JSON; the intervals of a single task are None."""
         figures = {
-            name: {"mean": self.mean(name), "interval95": self.interval(name), "median": self.median(name)}
-            for name in self.values
+            name: {
+                "mean": self.mean(name),
+                "interval95": self.interval(name) if len(values) > 1 else None,
+                "median": self.median(name),
+            }
+            for name, values in self.values.items()
         }
         calibration = {"calibration error": self.calibration.summary()} if self.calibration else {}
         classes = self.classes.summary() if self.classes else {}
@@ -88,21 +101,18 @@ def evaluate(
         progress: called with the tasks that are done and their number, chunk by chunk.
 
     Raises:
-        InputError: bad meta or tasks, negative or no steps, steps for a learner that takes none, predictions or labels
-            that do not fit `ways`, classes that do not fit the tasks, support and query examples of different shapes
-            with `inductive`.
+        InputError: bad meta or tasks, steps that are no whole numbers, steps for a learner that takes none, fewer than
+            two ways, predictions or labels that do not fit `ways`, classes that do not fit the tasks, support and query
+            examples of different shapes with `inductive`.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
+    at = _checked(steps) if steps is not None else (learner.inner.steps if learner.inner else 0,)
     if steps is not None and learner.inner is None:
-        raise InputError(f"evaluate(steps={list(steps)}): {learner.name} takes no inner steps; leave steps out")
-    at = tuple(steps) if steps is not None else (learner.inner.steps if learner.inner else 0,)
-    if not at or min(at) < 0 or chunk < 1:
-        raise InputError(
-            f"evaluate(steps={list(at)}, chunk={chunk}): expected steps >= 0, at least one, and chunk >= 1"
-        )
+        raise InputError(f"evaluate(steps={list(at)}): {learner.name} takes no inner steps; leave steps out")
+    check_counts("evaluate", chunk=chunk)
     if ways is not None:
-        check_counts("evaluate", ways=ways)
+        check_counts("evaluate", least=2, ways=ways)
     if classes is not None:
         ways = check_classes(classes, count, ways)
     if inductive:
@@ -141,6 +151,20 @@ def evaluate(
             raise InputError(f"evaluate(ways={ways}): {learner.name} has a metric {name!r} of its own; rename it")
     counts = count_classes(judged.truth, judged.predicted, classes) if classes else None
     return Evaluation(at, values | judged.values, protocol, judged.calibration, counts)
+
+
+def _checked(steps: object) -> tuple[int, ...]:
+    """The numbers of steps after which to measure."""
+    if isinstance(steps, Integral):
+        raise InputError(
+            f"evaluate(steps={steps}): expected the numbers of steps after which to measure; say ({steps},)"
+        )
+    at = tuple(steps) if isinstance(steps, Iterable) else ()
+    if not at:
+        raise InputError(f"evaluate(steps={steps!r}): expected one number of steps or more, such as (0, 1, 5)")
+    for number in at:
+        check_counts("evaluate", least=0, steps=number)
+    return tuple(map(int, at))
 
 
 def _path(learner: Learner, meta: Tree, task: Task, steps: int) -> Iterable[Tree]:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmeta.core import fold, randint
+from fmeta.core import InputError, fold, randint
 from fmeta.core import key as key_of
+from fmeta.core._checks import check_counts
 
 _BLOCK = 1 << 20  # numbers drawn at a time
 
@@ -19,8 +20,11 @@ def bootstrap_means(values: Tensor, key: Tensor | None = None, resamples: int = 
     """Means over tasks drawn with replacement, `[task, ...]` -> float64 `[resample, ...]` (Efron 1979).
 
     The draws depend on the key and the number of tasks alone, so that different figures of the same tasks are resampled
-    alike. None is `key(0)`.
+    alike. None is `key(0)`. Raises InputError for fewer than two tasks, whose resamples show no spread.
     """
+    if len(values) < 2:
+        raise InputError(f"bootstrap_means: of {len(values)} task; expected at least 2, because one shows no spread")
+    check_counts("bootstrap_means", resamples=resamples)
     key = key_of(0) if key is None else key.cpu()
     tasks, flat = len(values), values.double().reshape(len(values), -1)
     rows = max(1, _BLOCK // tasks)

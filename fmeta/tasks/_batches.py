@@ -29,8 +29,13 @@ def batches(data: ClassData, *, size: int, rotate: bool = False) -> PartialSampl
         size: examples of a batch.
         rotate: turn each image (square, without other leaves) by 0, 90, 180 or 270 degrees at random, under the same
             label.
+
+    Raises:
+        InputError: a size below 1; data of one class.
     """
     check_counts("batches", size=size)
+    if len(data.names) < 2:
+        raise InputError("batches: the data has 1 class; expected at least 2, because of one every answer is right")
     turning = check_turns("batches", data, rotate)
 
     def one(key: Tensor) -> Task:
@@ -56,7 +61,7 @@ def stream(sample: Sampler, *, ways: int) -> PartialSampler:
     `query.x` is `(inputs, previous)`, `previous` the label of the example before, `ways` at the first; the support set
     is empty.
     """
-    check_counts("stream", ways=ways)
+    check_counts("stream", least=2, ways=ways)
     return Streams(sample, ways)
 
 

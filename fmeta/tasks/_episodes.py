@@ -49,9 +49,11 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
             leaves).
 
     Raises:
-        InputError: more ways than classes; a class with fewer than shots + query examples, by name; a number below 1.
+        InputError: more ways than classes; a class with fewer than shots + query examples, by name; a number below 1,
+            or ways below 2, of which every answer is right.
     """
-    check_counts("episodes", ways=ways, shots=shots, query=query)
+    check_counts("episodes", least=2, ways=ways)
+    check_counts("episodes", shots=shots, query=query)
     classes = len(data.names)
     if ways > classes:
         raise InputError(f"episodes(ways={ways}): the data has {classes} classes; expected ways <= {classes}")

@@ -45,7 +45,7 @@ def variable_episodes(
     Args:
         data: the classes to draw from, each with at least two examples.
         max_ways: most classes of a task; where there are fewer, as many as there are.
-        min_ways: least classes of a task.
+        min_ways: least classes of a task, at least 2.
         query: most query examples of each class.
         max_support: most support examples of a task.
         max_support_per_class: what one class adds at most to the size of the support set; its shots may be more.
@@ -53,8 +53,8 @@ def variable_episodes(
     Raises:
         InputError: fewer classes than min_ways; a class of one example, by name; numbers that do not go together.
     """
-    check_counts("variable_episodes", max_ways=max_ways, min_ways=min_ways, query=query, max_support=max_support)
-    check_counts("variable_episodes", max_support_per_class=max_support_per_class)
+    check_counts("variable_episodes", least=2, max_ways=max_ways, min_ways=min_ways)
+    check_counts("variable_episodes", query=query, max_support=max_support, max_support_per_class=max_support_per_class)
     classes, least = len(data.names), int(data.size.argmin())
     if not min_ways <= max_ways <= max_support:
         raise InputError(

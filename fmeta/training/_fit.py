@@ -13,6 +13,7 @@ from torch import Tensor
 from fmeta._objects import find_object
 from fmeta.core import InputError, Learner, MetaGradient, fold
 from fmeta.core._checks import check_counts
+from fmeta.core._random import check_key
 from fmeta.execution._compile import plan
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._memory import MemoryAdvice
@@ -108,6 +109,7 @@ def fit(
         KeyboardInterrupt: after the state was saved (several processes on CUDA: where the others still answer).
     """
     chosen, sources = _chosen(what, gradient)
+    check_key("fit", key)
     check_counts("fit", iterations=iterations, meta_batch=meta_batch)
     judged, saving, logging = grouped(brief, validate, saving, logging, _KEYWORDS)
     check_counts("Logging", every=logging.every)
@@ -189,5 +191,9 @@ def _chosen(what: tuple[Any, ...], gradient: Any) -> tuple[Trainer, dict[int, Sa
     sources = sources_of(sample)
     odd = [source for source in sources.values() if not callable(source)]
     if odd:
-        raise InputError(f"fit: sample is a {type(odd[0]).__name__}; expected a function (key, count) -> tasks")
+        came = type(odd[0]).__name__
+        cure = (
+            "; draw them from it by fmeta.tasks.episodes(data, ways=…, shots=…, query=…)" if came == "ClassData" else ""
+        )
+        raise InputError(f"fit: sample is a {came}; expected a function (key, count) -> tasks{cure}")
     return given, sources

@@ -29,8 +29,7 @@ class Monitor:
     def __init__(self, name: str = "loss", mode: Literal["min", "max"] | None = None, patience: int = 0) -> None:
         if mode not in ("min", "max", None):
             raise InputError(f"Validation(mode={mode!r}): expected 'min', 'max', or None to go by the figure's name")
-        if patience < 0:
-            raise InputError(f"Validation(patience={patience}): expected 0, which never stops, or more")
+        check_counts("Validation", least=0, patience=patience)
         mode = mode or ("min" if name == "loss" else "max")
         self.name, self.spec, self.patience = name, f"{mode} {name}", patience
         self.best, self.since = math.inf, 0
@@ -39,6 +38,11 @@ class Monitor:
     def of(validation: Validation | None) -> "Monitor":
         if validation is None:
             return Monitor()
+        if not callable(validation.figures):
+            raise InputError(
+                f"Validation(figures={validation.figures!r}): expected a function of the meta-parameters that gives "
+                "the loss, or figures by name"
+            )
         if validation.every is not None:
             check_counts("Validation", every=validation.every)
         return Monitor(validation.monitor, validation.mode, validation.patience)

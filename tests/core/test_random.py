@@ -5,7 +5,9 @@ All keys are fixed, so no test can fail by chance; the bounds are those of a one
 
 import itertools
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -114,6 +116,84 @@ def test_fold_takes_integers_and_tensors():
     assert children.reshape(-1).tolist() == [fold(k, i).item() for i in range(6)] == split(k, 6).tolist()
     assert fold(k, torch.tensor(4, dtype=torch.int32)).item() == fold(k, 4).item()
     assert fold(k, -1).item() == fold(k, torch.tensor(-1)).item() == fold(k, MASK).item()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "seed", [0.9, 0.0, True, np.bool_(True), np.float64(3), "3", None, torch.tensor(3), 2**64, -(2**63) - 1]
+)
+def test_a_seed_that_is_no_number_of_64_bits_is_refused(seed):
+    """Another seed would give the same key."""
+    with pytest.raises(InputError, match=r"key\(seed=.*\): expected a whole number of 64 bits"):
+        key(seed)
+    if not isinstance(seed, str | torch.Tensor):
+        with pytest.raises(InputError, match=r"fold\(n=.*\): expected a whole number of 64 bits"):
+            fold(key(0), seed)
+
+
+def test_whole_numbers_of_numpy_are_seeds():
+    for seed in (np.int64(-3), np.uint64(2**64 - 1), np.int8(7), np.uint8(200)):
+        assert torch.equal(key(seed), key(int(seed)))
+        assert torch.equal(fold(key(0), seed), fold(key(0), int(seed)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_children_are_numbered_by_integers(dtype):
+    with pytest.raises(InputError, match=rf"fold\(n={dtype} \[2\]\): expected integers"):
+        fold(key(0), torch.ones(2, dtype=dtype))
+
+
+DRAWS = {
+    "split": lambda k: split(k, 3),
+    "bits": lambda k: bits(k, 3),
+    "uniform": lambda k: uniform(k, (3,)),
+    "normal": lambda k: normal(k, (3,)),
+    "permutation": lambda k: permutation(k, 3),
+    "choice": lambda k: choice(k, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("what", [0, None, torch.tensor(0.5), torch.arange(3), torch.zeros(1, dtype=torch.int64)])
+def test_a_draw_takes_one_key(name, what):
+    """A row of keys would be mixed with the numbers of the draw, entry by entry."""
+    with pytest.raises(InputError, match=r"the key is .*; expected one key, int64 \[\]"):
+        DRAWS[name](what)
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, 2.0, True, None])
+def test_counts_are_whole_numbers(count):
+    for name, draw in {
+        "split(count": split,
+        "bits(count": bits,
+        "permutation(n": permutation,
+        "choice(n": lambda k, n: choice(k, n, 0),
+        "choice(count": lambda k, n: choice(k, 3, n),
+    }.items():
+        with pytest.raises(InputError, match=re.escape(f"{name}={count!r}): expected a whole number, at least 0")):
+            draw(key(0), count)
+    assert split(key(0), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [5, (-1,), (2, -2), (-1, -2), (2.0,), (True,), "3", None, torch.tensor([2]), (None,)])
+def test_shapes_are_whole_numbers(shape):
+    for draw in (uniform, normal):
+        with pytest.raises(
+            InputError, match=rf"{draw.__name__}\(shape=.*\): expected a whole number, at least 0, for each"
+        ):
+            draw(key(0), shape)
+
+
+def test_numbers_of_integers_and_bounds_in_the_wrong_order_are_refused():
+    for draw in (uniform, normal):
+        with pytest.raises(InputError, match=rf"{draw.__name__}\(dtype=torch.int64\): expected a floating-point dtype"):
+            draw(key(0), (3,), dtype=torch.int64)
+    for low, high in ((1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)):
+        with pytest.raises(InputError, match=r"uniform\(low=.*\): expected two finite numbers, low <= high"):
+            uniform(key(0), (3,), low, high)
+    assert uniform(key(0), [2, 3], 1, 1).tolist() == [[1.0] * 3] * 2
 
 
 # --- distribution

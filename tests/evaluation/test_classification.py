@@ -136,14 +136,24 @@ def test_log_probabilities_and_logits_are_the_same():
 
 def test_a_prediction_that_is_nan_is_wrong_and_spoils_the_calibration():
     """Also where argmax would point at the right class."""
-    y = torch.tensor([[0, 0, 1, 1]])
+    y = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
     logits = torch.nn.functional.one_hot(y, 2).double()
     logits[0, 1, 0] = math.nan
     found = fmeta.evaluate(speaking(), {"nothing": torch.zeros(1)}, said(logits, y), ways=2)
-    assert found.values["recall"].item() == pytest.approx(0.75)
-    assert found.values["precision"].item() == pytest.approx(1.0)
+    assert found.values["recall"].tolist() == [[pytest.approx(0.75)], [1.0]]
+    assert found.values["precision"].tolist() == [[pytest.approx(1.0)], [1.0]]
     assert math.isnan(found.calibration.error()[0])
     assert all(math.isnan(end) for end in found.calibration.interval()[0])
+
+
+def test_the_calibration_of_a_single_task_has_no_interval():
+    """Its resamples are all alike: an interval of no width would say that it is known."""
+    logits, y, _ = random_query(6, tasks=1)
+    found = fmeta.evaluate(speaking(), {"nothing": torch.zeros(1)}, said(logits, y), ways=logits.shape[-1])
+    with pytest.raises(fmeta.InputError, match="of 1 task; expected at least 2"):
+        found.calibration.interval()
+    error = found.calibration.error()
+    assert found.summary()["calibration error"] == {"pooled": error, "interval95": None}
 
 
 def test_calibration_is_torchmetrics_where_no_confidence_is_on_an_edge():

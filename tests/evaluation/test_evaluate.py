@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from helpers import LEARNERS, labelled, regressor, vectors
@@ -162,10 +163,44 @@ def test_a_learner_without_an_inner_loop_refuses_steps():
         fmeta.evaluate(learner, learner.init(key(0)), TASKS, steps=[0, 1])
 
 
-@pytest.mark.parametrize("arguments", [{"steps": [-1]}, {"steps": [0, -2, 3]}, {"steps": []}, {"chunk": 0}])
-def test_impossible_arguments_are_refused(arguments):
-    with pytest.raises(fmeta.InputError, match=r"evaluate\(steps=.*chunk=.*expected"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": [-1]}, r"steps=-1\): expected a whole number, at least 0"),
+        ({"steps": [0, -2, 3]}, r"steps=-2\): expected a whole number"),
+        ({"steps": (0, 1.5)}, r"steps=1.5\): expected a whole number"),
+        ({"steps": (True,)}, r"steps=True\): expected a whole number"),
+        ({"steps": "3"}, r"steps='3'\): expected a whole number"),
+        ({"steps": []}, r"steps=\[\]\): expected one number of steps or more"),
+        ({"steps": 3}, r"steps=3\): expected the numbers of steps after which to measure; say \(3,\)"),
+        ({"steps": np.int64(3)}, r"steps=3\): .*say \(3,\)"),
+        ({"steps": 3.0}, r"steps=3.0\): expected one number of steps or more"),
+        ({"chunk": 0}, r"chunk=0\): expected a whole number, at least 1"),
+        ({"chunk": 2.5}, r"chunk=2.5\): expected a whole number, at least 1"),
+        ({"ways": 1}, r"ways=1\): expected a whole number, at least 2"),
+        ({"classes": (torch.zeros(7, 1, dtype=torch.int64), ("a",))}, r"ways=1\): expected a whole number, at least 2"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(fmeta.InputError, match=rf"evaluate\(.*{message}"):
         fmeta.evaluate(MAML, MAML.init(key(0)), TASKS, **arguments)
+
+
+def test_steps_may_be_numbers_of_numpy():
+    found = fmeta.evaluate(MAML, MAML.init(key(0)), TASKS, steps=np.array([0, 2]))
+    assert json.loads(json.dumps(found.summary()))["steps"] == [0, 2]
+
+
+def test_a_single_task_has_no_interval():
+    """Its mean is its value; how far others are from it nobody knows."""
+    found = fmeta.evaluate(MAML, MAML.init(key(0)), tree_map(lambda t: t[:1], TASKS))
+    assert found.mean("loss") == found.values["loss"][0].tolist()
+    with pytest.raises(fmeta.InputError, match=r"interval\('loss'\): of 1 task; expected at least 2"):
+        found.interval("loss")
+    summary = json.loads(json.dumps(found.summary(), allow_nan=False))
+    assert summary["loss"] == {"mean": found.mean("loss"), "interval95": None, "median": found.median("loss")}
+    with pytest.raises(fmeta.InputError, match="compare: both were evaluated on 1 task; expected at least 2"):
+        fmeta.compare(found, found, "loss")
 
 
 def test_a_single_task_without_its_axis_is_refused_with_the_cure():

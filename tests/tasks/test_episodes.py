@@ -101,11 +101,12 @@ def test_all_classes_and_all_examples_can_be_asked_for():
     assert seen == sorted(itertools.product([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0]))
 
 
-def test_one_way_one_shot():
+def test_two_ways_one_shot():
     """The smallest episode there is."""
-    task = split_tasks(episodes(coded([2]), ways=1, shots=1, query=1)(fmeta.key(3), 1))[0]
-    assert task.support.y.tolist() == task.query.y.tolist() == [0]
-    assert {task.support.x[0, 1].item(), task.query.x[0, 1].item()} == {0.0, 1.0}
+    task = split_tasks(episodes(coded([2, 2]), ways=2, shots=1, query=1)(fmeta.key(3), 1))[0]
+    assert sorted(task.support.y.tolist()) == sorted(task.query.y.tolist()) == [0, 1]
+    seen = torch.cat([task.support.x, task.query.x]).tolist()
+    assert sorted(seen) == [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
 
 
 def test_unequal_classes_are_never_read_beyond_their_end():
@@ -201,12 +202,12 @@ def test_sampler_gives_each_task_its_own_key():
 def test_uint8_images_become_floats_from_0_to_1():
     """0 is 0 and 255 is 1, as float32; the data stays uint8."""
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
-    data = class_data({"only": images}, pictures=True)
+    data = class_data({"one": images, "other": images}, pictures=True)
     assert data.examples.dtype == torch.uint8
-    task = split_tasks(episodes(data, ways=1, shots=1, query=2)(fmeta.key(0), 1))[0]
+    task = split_tasks(episodes(data, ways=2, shots=1, query=2)(fmeta.key(0), 1))[0]
     x = torch.cat([task.support.x, task.query.x])
     assert x.dtype == torch.float32
-    assert sorted(x[:, 0, 0, 0].tolist()) == pytest.approx([0.0, 0.2, 1.0], abs=1e-7)
+    assert sorted(x[:, 0, 0, 0].tolist()) == pytest.approx([0.0, 0.0, 0.2, 0.2, 1.0, 1.0], abs=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 4, 4), (3, 1, 4, 4)])
@@ -223,24 +224,25 @@ def test_bytes_that_are_not_said_to_be_pictures_keep_their_values(shape):
 
 def test_pictures_stay_pictures_in_every_selection():
     images = torch.full((12, 1, 2, 2), 255, dtype=torch.uint8)
-    data = from_labels(images, torch.arange(12) // 4, pictures=True)
-    for kept in (data, select_classes(data, torch.tensor([1])), data.to("cpu"), split_classes(data, "test")):
-        assert episodes(kept, ways=1, shots=1, query=1)(fmeta.key(0), 1).query.x.unique().tolist() == [1.0]
+    data = from_labels(images, torch.arange(12) // 2, pictures=True)
+    split = split_classes(data, "train", ways=2)
+    for kept in (data, select_classes(data, torch.tensor([1, 0])), data.to("cpu"), split):
+        assert episodes(kept, ways=2, shots=1, query=1)(fmeta.key(0), 1).query.x.unique().tolist() == [1.0]
 
 
 def test_bytes_of_four_axes_are_told_apart_by_the_caller():
     """Pictures and boards of 0 and 1 look alike: nobody guesses."""
     boards = torch.ones(4, 2, 3, 3, dtype=torch.uint8)
     for make in (
-        lambda **o: class_data({"a": boards}, **o),
-        lambda **o: from_labels(boards, torch.zeros(4).long(), **o),
+        lambda **o: class_data({"a": boards, "b": boards}, **o),
+        lambda **o: from_labels(boards, torch.arange(4) % 2, **o),
     ):
         with pytest.raises(
-            InputError, match=r"\(pictures=None\): uint8 \[4, 2, 3, 3\] may be pictures or numbers; .*say"
+            InputError, match=r"\(pictures=None\): uint8 \[\d, 2, 3, 3\] may be pictures or numbers; .*say"
         ):
             make()
         for pictures in (True, False):
-            x = episodes(make(pictures=pictures), ways=1, shots=1, query=1)(fmeta.key(0), 1).query.x
+            x = episodes(make(pictures=pictures), ways=2, shots=1, query=1)(fmeta.key(0), 1).query.x
             assert x.unique().tolist() == pytest.approx([1 / 255 if pictures else 1.0])
     with pytest.raises(InputError, match=r"class_data\(pictures=None\): leaf 'board' uint8"):
         class_data({"a": {"id": torch.zeros(4), "board": boards}})
@@ -310,10 +312,11 @@ def test_without_rotate_images_stand_upright():
 
 def test_turned_uint8_images_become_floats():
     """Both conversions together, as on Omniglot."""
-    data = class_data({"a": torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 30}, pictures=True)
-    x = episodes(data, ways=1, shots=1, query=1, rotate=True)(fmeta.key(18), 20).support.x
+    images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2) * 30
+    data = class_data({"a": images, "b": images}, pictures=True)
+    x = episodes(data, ways=2, shots=1, query=1, rotate=True)(fmeta.key(18), 20).support.x
     expected = [data.examples[e].rot90(k, (-2, -1)).float() / 255 for e in range(2) for k in range(4)]
-    assert all(any(torch.equal(image[0], e) for e in expected) for image in x)
+    assert all(any(torch.equal(image, e) for e in expected) for image in x.flatten(0, 1))
     assert x.unique(dim=0).shape[0] > 4
 
 
@@ -440,29 +443,32 @@ def test_a_class_with_too_few_examples_is_named():
     episodes(coded([5, 6, 4, 9]), ways=2, shots=1, query=3)  # exactly enough
 
 
-@pytest.mark.parametrize("size", [{"ways": 0}, {"ways": -1}, {"shots": 0}, {"query": 0}])
-def test_sizes_below_one_are_errors(size):
-    """The message names the argument and what came."""
+@pytest.mark.parametrize("size", [{"ways": 0}, {"ways": -1}, {"ways": 1}, {"ways": 2.0}, {"shots": 0}, {"query": 0}])
+def test_sizes_below_one_and_a_single_way_are_errors(size):
+    """The message names the argument and what came. Of a single class every answer would be right."""
     (name, value) = next(iter(size.items()))
-    with pytest.raises(fmeta.InputError, match=rf"episodes\({name}={value}\): expected a whole number, at least 1"):
+    least = 2 if name == "ways" else 1
+    with pytest.raises(
+        fmeta.InputError, match=rf"episodes\({name}={value}\): expected a whole number, at least {least}"
+    ):
         episodes(coded([5] * 3), **({"ways": 2, "shots": 1, "query": 1} | size))
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 4), (1, 4, 5), (1, 1, 4, 4)])
 def test_rotating_anything_but_square_images_is_an_error(shape):
     """Neither vectors nor oblong images can be turned; the message shows the shape."""
-    data = class_data({"a": torch.zeros(3, *shape)})
+    data = class_data({"a": torch.zeros(3, *shape), "b": torch.zeros(3, *shape)})
     with pytest.raises(fmeta.InputError, match=r"rotate=True.*expected square images") as caught:
-        episodes(data, ways=1, shots=1, query=1, rotate=True)
+        episodes(data, ways=2, shots=1, query=1, rotate=True)
     assert str(list(shape)) in str(caught.value)
-    episodes(data, ways=1, shots=1, query=1)  # fine as they are
+    episodes(data, ways=2, shots=1, query=1)  # fine as they are
 
 
 def test_turns_of_anything_but_square_images_are_an_error():
     """The same for turns that come with the classes."""
     data = coded([3, 3])._replace(turns=torch.tensor([0, 1]))
     with pytest.raises(fmeta.InputError, match="expected square images"):
-        episodes(data, ways=1, shots=1, query=1)
+        episodes(data, ways=2, shots=1, query=1)
 
 
 def test_expected_accuracy_of_guessing_by_position_is_chance():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fmeta import InputError, key
 from fmeta.tasks import _omniglot as module
-from fmeta.tasks import cache_folder, episodes, load_omniglot, omniglot
+from fmeta.tasks import cache_folder, episodes, load_omniglot, omniglot, select_classes
 
 PARTS = ("images_background", "images_evaluation")
 SPLITS = ("train", "validation", "test")
@@ -190,13 +190,12 @@ def test_real_episodes(real, omniglot_dir):
     assert tasks.query.x.shape == (2, 100, 1, 28, 28)
     assert 0 <= tasks.query.x.min() < tasks.query.x.max() <= 1
     quarter = data.names.index("Gurmukhi/character42/rot090")
-    one_class = data._replace(
-        **{f: getattr(data, f)[quarter : quarter + 1] for f in ("start", "size", "turns", "names")}
-    )
-    drawn = episodes(one_class, ways=1, shots=1, query=19)(key(0), 1)
+    sample = episodes(select_classes(data, torch.tensor([quarter, 0])), ways=2, shots=1, query=19)
+    drawn, label = sample(key(0), 1), sample.classes(key(0), 1)[0].tolist().index(0)
     character = real[0][real[1].index("Gurmukhi/character42")]
     rotated = {np.asarray(Image.fromarray(image.numpy()).rotate(90)).tobytes() for image in character}
-    seen = (torch.cat([drawn.support.x, drawn.query.x], 1)[0, :, 0] * 255).round().to(torch.uint8)
+    x, y = torch.cat([drawn.support.x, drawn.query.x], 1)[0], torch.cat([drawn.support.y, drawn.query.y], 1)[0]
+    seen = (x[y == label, 0] * 255).round().to(torch.uint8)
     assert {image.numpy().tobytes() for image in seen} == rotated
 
 

@@ -171,15 +171,27 @@ def test_only_pictures_of_bytes_stand_for_0_to_1():
 
 def test_one_square_image_in_a_tree_turns_and_one_beside_others_does_not():
     image = torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2)
-    draw = episodes(class_data({"a": {"image": image}}, pictures=True), ways=1, shots=1, query=1, rotate=True)
-    alone = episodes(class_data({"a": image}, pictures=True), ways=1, shots=1, query=1, rotate=True)
+    numbers = {"ways": 2, "shots": 1, "query": 1, "rotate": True}
+    draw = episodes(class_data({name: {"image": image} for name in "ab"}, pictures=True), **numbers)
+    alone = episodes(class_data(dict.fromkeys("ab", image), pictures=True), **numbers)
     assert torch.equal(draw(fmeta.key(0), 9).query.x["image"], alone(fmeta.key(0), 9).query.x)
-    beside = class_data({"a": {"image": image, "id": torch.arange(4)}}, pictures=True)
+    beside = class_data({name: {"image": image, "id": torch.arange(4)} for name in "ab"}, pictures=True)
     message = r"examples have shape image \[1, 2, 2\], id \[\]; expected square images .* alone"
     with pytest.raises(InputError, match=rf"episodes\(rotate=True\): {message}"):
-        episodes(beside, ways=1, shots=1, query=1, rotate=True)
+        episodes(beside, **numbers)
     with pytest.raises(InputError, match=rf"batches: {message}"):
-        batches(beside._replace(turns=torch.ones(1, dtype=torch.int64)), size=2)
+        batches(beside._replace(turns=torch.ones(2, dtype=torch.int64)), size=2)
+
+
+def test_sources_of_a_single_class_are_refused():
+    """Of one class every answer is right."""
+    one = class_data({"a": torch.zeros(4, 2)})
+    with pytest.raises(InputError, match=r"batches: the data has 1 class; expected at least 2"):
+        batches(one, size=2)
+    with pytest.raises(InputError, match=r"variable_episodes\(min_ways=1\): expected a whole number, at least 2"):
+        variable_episodes(SINGLE, **OPTIONS | {"min_ways": 1})
+    with pytest.raises(InputError, match=r"stream\(ways=1\): expected a whole number, at least 2"):
+        stream(SOURCES["episodes"](SINGLE), ways=1)
 
 
 # --- parts of a batch

@@ -509,6 +509,22 @@ def test_counts_below_one_are_refused_before_a_folder_is_made(tmp_path, name, va
     assert not (tmp_path / "run").exists()
 
 
+def test_class_data_is_no_source_of_tasks(tmp_path):
+    data = fmeta.tasks.class_data({name: torch.zeros(4, 2) for name in "abc"})
+    with pytest.raises(
+        fmeta.InputError, match=r"sample is a ClassData; .*draw them from it by fmeta.tasks.episodes\(data"
+    ):
+        train(tmp_path / "run", sample=data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [3, torch.tensor(0.5), torch.arange(2)])
+def test_what_is_not_one_key_is_refused(tmp_path, given):
+    with pytest.raises(fmeta.InputError, match=r"fit: the key is .*; expected one key, int64 \[\]"):
+        train(tmp_path / "run", key=given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_scope_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(fmeta.InputError, match=r"scope='hole'.*did you mean 'whole'"):
         train(tmp_path / "run", scope="hole")

@@ -81,7 +81,9 @@ def test_without_patience_training_never_stops():
     [
         ({"monitor": "acuracy", "validate": figures(1.0)}, "no such figure.*accuracy"),
         ({"mode": "best", "validate": figures(1.0)}, "expected 'min', 'max'"),
-        ({"patience": -1, "validate": figures(1.0)}, "expected 0"),
+        ({"patience": -1, "validate": figures(1.0)}, r"Validation\(patience=-1\): expected a whole number, at least 0"),
+        ({"patience": 2.5, "validate": figures(1.0)}, r"Validation\(patience=2.5\): expected a whole number"),
+        ({"validate": 3}, r"Validation\(figures=3\): expected a function of the meta-parameters"),
         ({"validate_every": 0, "validate": figures(1.0)}, r"Validation\(every=0\)"),
     ],
 )

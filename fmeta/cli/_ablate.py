@@ -62,7 +62,8 @@ def _table(found: Sequence[tuple[Combination, Figures]], metric: Metric) -> Tabl
 
     fields, rows = list(dict.fromkeys(field for combination, _ in found for field in combination.fields)), []
     for combination, figures in found:
-        halves = [f"±{metric.text(half)}" for half in (figures.over_seeds, figures.over_tasks)]
+        over_seeds = f"±{metric.text(figures.over_seeds)}" if len(figures.means) > 1 else "one run"
+        halves = [over_seeds if figures.means else "–", f"±{metric.text(figures.over_tasks)}" if figures.means else "–"]
         counts = [str(len(combination.runs)), str(len(combination.runs) - len(figures.means))]
         values = [spelled_out(combination.fields[f]) if f in combination.fields else "–" for f in fields]
         rows.append([*values, metric.text(figures.mean), *halves, *counts])

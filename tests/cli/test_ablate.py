@@ -58,6 +58,15 @@ def test_every_combination_is_trained_over_all_seeds(ablation):
         assert min(image.size) > 200
 
 
+def test_one_seed_has_no_interval_over_seeds(tmp_path, capfd):
+    """Said in words."""
+    command = ["ablate", "sinusoid", "--hidden", "4", *TINY, "--seeds", "1", "--run-dir", str(tmp_path)]
+    assert main(command) == 0
+    said = capfd.readouterr().out
+    assert "one run" in said
+    assert "nan" not in said
+
+
 def test_a_run_whose_evaluation_is_damaged_is_evaluated_again(tmp_path):
     command = ["ablate", "sinusoid", "--hidden", "4", *TINY, "--seeds", "1", "--run-dir", str(tmp_path)]
     assert main(command) == 0

@@ -55,6 +55,11 @@ FAULTS = {
         "class Bad(Good):\n    name = 'bad'\n    def sampler(self, split, device): return lambda key, n: lines(key, 3)",
         [r"recipe bad: sampler\('validation'\) drew 3 tasks; expected 4"],
     ),
+    "trains on broken tasks": (
+        "class Bad(Good):\n    name = 'bad'\n    def sampler(self, split, device):\n"
+        "        return lines if split != 'train' else lambda key, n: lines(key, n).support",
+        [r"tasks is a Examples; expected fmeta\.Task"],
+    ),
     "gives tasks for a sampler": (
         "class Bad(Good):\n    name = 'bad'\n    def sampler(self, split, device): return lines(fmeta.key(0), 3)",
         [r"recipe bad: sampler\('train'\) is a Task; expected \(key, count\)"],

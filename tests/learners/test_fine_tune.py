@@ -146,7 +146,7 @@ def test_batches_draw_classes_alike_and_label_them_by_position():
     assert torch.equal(tasks.query.x[..., 0], tasks.query.y.float())
     counts = tasks.query.y.flatten().bincount(minlength=3)
     assert ((counts - 1000 / 3).abs() < 60).all(), counts
-    images = fmeta.tasks.class_data({"a": torch.arange(16).view(1, 1, 4, 4).float()})
+    images = fmeta.tasks.class_data(dict.fromkeys("ab", torch.arange(16).view(1, 1, 4, 4).float()))
     turned = fmeta.tasks.batches(images, size=40, rotate=True)(KEY, 1).query.x[0]
     four = {tuple(torch.rot90(images.examples[0], k, (-2, -1)).flatten().tolist()) for k in range(4)}
     assert {tuple(t.flatten().tolist()) for t in turned} == four

@@ -10,7 +10,8 @@ Read in this order:
    gives the same numbers eager, compiled, recomputed and on any device, so that a run is a function of its key.
 4. Optimizers, which serve the inner and the outer loop alike: `sgd`, `momentum`, `rmsprop`, `adam`, `adamw`; made of
    parts by `chain`, `clip_by_global_norm` and `masked`; their rates may be schedules, `cosine_decay`, `step_decay`,
-   `linear_decay`, or learned, `per_step`.
+   `linear_decay`, or learned, `per_step`. `adam` says when to raise `eps_root`: where inner gradients
+   are exactly zero.
 5. Losses `mse` and `cross_entropy`, the metric `accuracy`; `with_precision` for bfloat16; `cg`, `neumann` and `direct`
    for `fmeta.gradients.implicit`; `tree` for trees of tensors. Whatever does not fit raises `InputError`, which names
    the call, what came, what was expected, and the cure.

@@ -1,4 +1,6 @@
-"""Optimizers for the inner and the outer loop, as pure functions over trees. Equal to torch.optim in float64.
+"""Optimizers for the inner and the outer loop, as pure functions over trees.
+
+Equal to torch.optim in float64, `adam`, `adamw` and `rmsprop` with `eps_root=0`.
 
 A rate is a float, a scalar tensor, a tree with a tensor for each parameter, a scalar or of its shape (so it can be
 learned), or a schedule: a function from the count of updates made so far, a float tensor, to any of these.
@@ -66,44 +68,64 @@ def momentum(lr: Rate, beta: float = 0.9, nesterov: bool = False) -> Optimizer:
     return Optimizer(init, update)
 
 
-def rmsprop(lr: Rate, decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
-    """RMSProp (Tieleman & Hinton 2012, lecture 6.5): v ← decay·v + (1−decay)g²; Δθ = −lr·g / (√v + eps), as torch's.
+def rmsprop(lr: Rate, decay: float = 0.99, eps: float = 1e-8, eps_root: float = 1e-16) -> Optimizer:
+    """RMSProp (Tieleman & Hinton 2012, lecture 6.5): v ← decay·v + (1−decay)g²; Δθ = −lr·g / (√(v + eps_root) + eps).
 
-    The root has slope 0 at v = 0, as in `adam`.
+    `eps_root` is that of `adam`; 0 gives torch's numbers.
     """
     _check_rate("rmsprop", lr)
     _check_decay("rmsprop", decay=decay)
-    if not eps >= 0:
-        raise InputError(f"rmsprop(eps={eps}): expected eps >= 0")
+    _check_small("rmsprop", eps=eps, eps_root=eps_root)
 
     def init(params: Tree) -> RMSPropState:
         return RMSPropState(tree.zeros_like(params), _count(params))
 
     def update(grads: Tree, state: RMSPropState, params: Tree) -> tuple[Tree, RMSPropState]:
         square = tree.tree_map(lambda v, g: decay * v + (1 - decay) * g * g, state.square, grads)
-        direction = tree.tree_map(lambda g, v: g / (tree.root(v) + eps), grads, square)
+        direction = tree.tree_map(lambda g, v: g / (tree.root(v + eps_root) + eps), grads, square)
         return _descend(lr, state.step, direction), RMSPropState(square, state.step + 1)
 
     return Optimizer(init, update)
 
 
-def adam(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+def adam(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 1e-16) -> Optimizer:
     """Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980).
 
-    m ← b1·m + (1−b1)g; v ← b2·v + (1−b2)g²; Δθ = −lr · m/(1−b1ᵗ) / (√(v/(1−b2ᵗ)) + eps). The root has slope 0 at v = 0,
-    where its true slope is infinite, so that inner loops with exact zeros in the gradient (ReLU) have a finite
-    meta-gradient.
+        m ← b1·m + (1−b1)g,  v ← b2·v + (1−b2)g²,  Δθ = −lr · m/(1−b1ᵗ) / (√(v/(1−b2ᵗ) + eps_root) + eps)
+
+    An update jumps from −lr to lr where a gradient passes through zero, and all that `eps` and `eps_root` leave of the
+    jump is a slope of up to lr/(√eps_root + eps). A second-order meta-gradient through gradients that are exactly zero
+    (behind a last layer that starts at zero) multiplies by it: 5e5 at a rate of 0.01, true for moves below 1e-8 and of
+    no use to an outer step. There raise `eps_root`, to 1e-8 for slopes that hold for moves of 1e-4; gradients below
+    √eps_root then make smaller steps.
+
+    Args:
+        lr: the rate.
+        b1: decay of the mean of the gradients.
+        b2: decay of the mean of their squares.
+        eps: added to the root.
+        eps_root: added inside the root. eps² changes a step by no more than `eps` does. 0 gives torch's numbers; the
+            root then has slope 0 at v = 0, in place of infinity, so that second derivatives stay finite.
+
+    Raises:
+        InputError: a decay outside `0 <= b < 1`; a rate, eps or eps_root that is negative or not finite.
     """
-    return adamw(lr, b1, b2, eps, weight_decay=0.0)
+    return adamw(lr, b1, b2, eps, weight_decay=0.0, eps_root=eps_root)
 
 
-def adamw(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-2) -> Optimizer:
+def adamw(
+    lr: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    eps_root: float = 1e-16,
+) -> Optimizer:
     """Adam with decoupled weight decay: Δθ = adam − lr·weight_decay·θ (Loshchilov & Hutter 2019,
-    https://arxiv.org/abs/1711.05101)."""
+    https://arxiv.org/abs/1711.05101). `eps_root` is that of `adam`."""
     _check_rate("adam", lr)
     _check_decay("adam", b1=b1, b2=b2)
-    if not (eps >= 0 and weight_decay >= 0):
-        raise InputError(f"adam(eps={eps}, weight_decay={weight_decay}): expected both >= 0")
+    _check_small("adam", eps=eps, weight_decay=weight_decay, eps_root=eps_root)
 
     def init(params: Tree) -> AdamState:
         return AdamState(tree.zeros_like(params), tree.zeros_like(params), _count(params))
@@ -115,7 +137,7 @@ def adamw(lr: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weigh
         left1, left2 = _remaining(b1, count), _remaining(b2, count)
 
         def direction(m: Tensor, v: Tensor, p: Tensor) -> Tensor:
-            step = (m / left1.to(m.dtype)) / (tree.root(v / left2.to(v.dtype)) + eps)
+            step = (m / left1.to(m.dtype)) / (tree.root(v / left2.to(v.dtype) + eps_root) + eps)
             return step + weight_decay * p if weight_decay else step
 
         return _descend(lr, state.step, tree.tree_map(direction, mean, square, params)), AdamState(mean, square, count)
@@ -286,3 +308,9 @@ def _check_decay(call: str, **decays: float) -> None:
     for name, value in decays.items():
         if not 0 <= value < 1:
             raise InputError(f"{call}({name}={value}): expected 0 <= {name} < 1")
+
+
+def _check_small(call: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{call}({name}={value}): expected a finite {name} >= 0")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -45,15 +46,21 @@ def problem():
     return params, grads
 
 
+def torchs(make):
+    """One that has torch's own numbers."""
+    return make if make in (fmeta.sgd, fmeta.momentum) else partial(make, eps_root=0.0)
+
+
+adam, adamw, rmsprop = map(torchs, (fmeta.adam, fmeta.adamw, fmeta.rmsprop))
 T = torch.optim
 PAIRS = {
     "sgd": (fmeta.sgd(0.1), lambda p: T.SGD(p, 0.1)),
     "momentum": (fmeta.momentum(0.1, 0.8), lambda p: T.SGD(p, 0.1, momentum=0.8)),
     "nesterov": (fmeta.momentum(0.1, 0.8, nesterov=True), lambda p: T.SGD(p, 0.1, momentum=0.8, nesterov=True)),
-    "adam": (fmeta.adam(0.01, 0.8, 0.99, 1e-6), lambda p: T.Adam(p, 0.01, (0.8, 0.99), 1e-6)),
-    "adam-b1-0": (fmeta.adam(0.01, b1=0.0), lambda p: T.Adam(p, 0.01, (0.0, 0.999))),
-    "adamw": (fmeta.adamw(0.01, weight_decay=0.3), lambda p: T.AdamW(p, 0.01, weight_decay=0.3)),
-    "rmsprop": (fmeta.rmsprop(0.01), lambda p: T.RMSprop(p, 0.01)),
+    "adam": (adam(0.01, 0.8, 0.99, 1e-6), lambda p: T.Adam(p, 0.01, (0.8, 0.99), 1e-6)),
+    "adam-b1-0": (adam(0.01, b1=0.0), lambda p: T.Adam(p, 0.01, (0.0, 0.999))),
+    "adamw": (adamw(0.01, weight_decay=0.3), lambda p: T.AdamW(p, 0.01, weight_decay=0.3)),
+    "rmsprop": (rmsprop(0.01), lambda p: T.RMSprop(p, 0.01)),
 }
 
 
@@ -81,7 +88,7 @@ def test_schedules_equal_torch(name, kind, problem):
     grads = grads[:10]  # torch's cosine rises again after its period; ours stays at the floor
     make = {"sgd": T.SGD, "adam": T.Adam, "rmsprop": T.RMSprop}[kind]
     expected = run_torch(lambda p: make(p, 0.1), params, grads, scheduler)
-    for n, value in run(getattr(fmeta, kind)(rate), params, grads).items():
+    for n, value in run(torchs(getattr(fmeta, kind))(rate), params, grads).items():
         torch.testing.assert_close(value, expected[n], rtol=1e-12, atol=1e-12)
 
 
@@ -120,6 +127,9 @@ def test_rates_may_be_tensors_and_trees_and_are_differentiable(rate, problem):
         fmeta.adam(0.1),
         fmeta.adamw(0.1),
         fmeta.rmsprop(0.1),
+        adam(0.1),
+        adamw(0.1),
+        rmsprop(0.1),
         fmeta.clip_by_global_norm(1.0),
         fmeta.chain(fmeta.clip_by_global_norm(1.0)),
     ],
@@ -165,6 +175,11 @@ def test_half_precision_parameters_count_in_float32():
         lambda: fmeta.rmsprop(0.1, decay=-0.1),
         lambda: fmeta.rmsprop(0.1, eps=-1e-8),
         lambda: fmeta.rmsprop(0.1, eps=math.nan),
+        lambda: fmeta.rmsprop(0.1, eps_root=-1e-8),
+        lambda: fmeta.adam(0.1, eps_root=-1e-8),
+        lambda: fmeta.adam(0.1, eps_root=math.nan),
+        lambda: fmeta.adam(0.1, eps=math.inf),
+        lambda: fmeta.adamw(0.1, eps_root=math.inf),
         lambda: fmeta.clip_by_global_norm(0.0),
         lambda: fmeta.cosine_decay(0.1, 0),
         lambda: fmeta.cosine_decay(-0.1, 10),
@@ -179,6 +194,53 @@ def test_bad_settings_are_refused(call):
         call()
 
 
+# ---- eps inside the root -----------------------------------------------------------------------
+
+ROOTS = {
+    "adam": (fmeta.adam, lambda m, v: (m / (1 - 0.9), v / (1 - 0.999)), 0.9, 0.999),
+    "adamw": (partial(fmeta.adamw, weight_decay=0.0), lambda m, v: (m / (1 - 0.9), v / (1 - 0.999)), 0.9, 0.999),
+    "rmsprop": (fmeta.rmsprop, lambda m, v: (m, v), 0.0, 0.99),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_the_first_step_is_the_equation_with_eps_root_inside_the_root(name):
+    make, corrected, b1, b2 = ROOTS[name]
+    g = torch.tensor([0.0, 1e-5, -1e-3, 2.0], dtype=F64)
+    m, v = corrected((1 - b1) * g, (1 - b2) * g * g)
+    for settings in ({}, {"eps_root": 1e-8}, {"eps_root": 0.0}):
+        root = settings.get("eps_root", 1e-16)
+        moved = run(make(0.1, **settings), {"a": torch.zeros(4, dtype=F64)}, [{"a": g}])["a"]
+        torch.testing.assert_close(moved, -0.1 * m / ((v + root).sqrt() + 1e-8), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_the_usual_eps_root_changes_a_step_by_no_more_than_eps(name):
+    make = ROOTS[name][0]
+    for size in 10.0 ** torch.arange(-12.0, 3.0, dtype=F64):
+        usual, without, neither = (
+            run(make(1.0, **settings), {"a": torch.zeros((), dtype=F64)}, [{"a": size}])["a"]
+            for settings in ({}, {"eps_root": 0.0}, {"eps_root": 0.0, "eps": 0.0})
+        )
+        assert (usual - without).abs() <= (without - neither).abs() + 1e-15
+
+
+def test_a_meta_gradient_through_gradients_of_exactly_zero_holds_for_moves_within_the_root():
+    """A last layer that starts at zero lets no gradient through to the layer below."""
+    model = fmeta.models.mlp([2, 4, 1], torch.tanh, F64)
+    tasks = fmeta.testing.random_regression(fmeta.key(1), tasks=2)
+    for make in (fmeta.adam, fmeta.rmsprop):
+        learner = fmeta.maml(model, fmeta.mse, optimizer=make(0.01, eps_root=1e-8), steps=2)
+        meta = learner.init(fmeta.key(0))
+        meta = meta | {"head.weight": torch.zeros_like(meta["head.weight"])}
+        grads = fmeta.meta_grad(learner)(meta, tasks)[0]
+        move = {n: torch.full_like(m, float(n == "head.weight")) for n, m in meta.items()}
+        slope = fmeta.testing.finite_difference(
+            lambda at, learner=learner: fmeta.meta_grad(learner)(at, tasks)[1].loss, meta, move
+        )
+        assert grads["head.weight"].sum().item() == pytest.approx(slope, rel=1e-3)
+
+
 # ---- rmsprop -----------------------------------------------------------------------------------
 
 
@@ -190,7 +252,7 @@ def test_rmsprop_equals_torch_over_many_steps(decay, eps):
     sizes = [10.0 ** (k % 7 - 4) for k in range(300)]
     grads = [{n: size * torch.randn_like(p).relu() for n, p in params.items()} for size in sizes]
     expected = run_torch(lambda p: T.RMSprop(p, 0.03, decay, eps), params, grads)
-    assert distance(run(fmeta.rmsprop(0.03, decay, eps), params, grads), expected) < 1e-12
+    assert distance(run(rmsprop(0.03, decay, eps), params, grads), expected) < 1e-12
 
 
 def test_rmsprop_stands_still_where_the_gradient_has_always_been_zero():
@@ -299,8 +361,8 @@ def test_a_mask_that_leaves_nothing_is_refused():
 KINDS = {
     "sgd": (fmeta.sgd, lambda p: T.SGD(p, 1.0)),
     "momentum": (lambda lr: fmeta.momentum(lr, 0.8), lambda p: T.SGD(p, 1.0, momentum=0.8)),
-    "adam": (fmeta.adam, lambda p: T.Adam(p, 1.0)),
-    "rmsprop": (fmeta.rmsprop, lambda p: T.RMSprop(p, 1.0)),
+    "adam": (adam, lambda p: T.Adam(p, 1.0)),
+    "rmsprop": (rmsprop, lambda p: T.RMSprop(p, 1.0)),
 }
 
 
@@ -351,7 +413,7 @@ def test_adamw_decays_each_leaf_by_its_own_rate(problem):
     expected = run_torch(
         lambda p: T.AdamW([{"params": [p[0]], "lr": 0.3}, {"params": [p[1]], "lr": 0.02}], weight_decay=0.4), *problem
     )
-    assert distance(run(fmeta.adamw(rates, weight_decay=0.4), *problem), expected) < 1e-12
+    assert distance(run(adamw(rates, weight_decay=0.4), *problem), expected) < 1e-12
 
 
 @pytest.mark.parametrize("shaped", [False, True], ids=["scalars", "shaped"])

@@ -131,3 +131,13 @@ def test_every_recipe_is_in_its_chapter():
     assert recipes, "fmeta.recipes is there, and no entry point names a recipe of it; is fmeta installed anew?"
     for name in recipes:
         assert in_chapter(name, chapter), f"{name}: not in the docstring of fmeta.recipes, its chapter of the manual"
+
+
+@pytest.mark.parametrize("name", ["uniform", "normal", "randint", "permutation", "choice", "bits"])
+def test_every_way_to_draw_a_number_is_at_the_top(name):
+    """Who writes a sampler needs them first."""
+    assert name in fmeta.__all__
+    assert getattr(fmeta, name) is getattr(fmeta.core, name)
+    assert in_chapter(name, fmeta.core)
+    readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"`(fmeta\.)?{name}`", readme)

@@ -6,12 +6,12 @@ Read in this order:
    whose leaves have a leading `[task]` axis.
 2. `Model`, `Optimizer`, `Inner`, `Learner`, `MetaGradient`: an algorithm is a named tuple of pure functions, each
    written for ONE task. `trajectory` runs an `Inner` and keeps every step.
-3. `key`, `fold`, `split`, `uniform`, `normal`, `randint`, `permutation`, `choice`: randomness is data. The same key
-   gives the same numbers eager, compiled, recomputed and on any device, so that a run is a function of its key.
+3. `key`, `fold`, `split`, `uniform`, `normal`, `randint`, `permutation`, `choice`, `bits`: randomness is data. The same
+   key gives the same numbers eager, compiled, recomputed and on any device, so that a run is a function of its key.
 4. Optimizers, which serve the inner and the outer loop alike: `sgd`, `momentum`, `rmsprop`, `adam`, `adamw`; made of
    parts by `chain`, `clip_by_global_norm` and `masked`; their rates may be schedules, `cosine_decay`, `step_decay`,
-   `linear_decay`, or learned, `per_step`. `adam` says when to raise `eps_root`: where inner gradients
-   are exactly zero.
+   `linear_decay`, or learned, `per_step`. `adam` says when to raise `eps_root`: where inner gradients are
+   exactly zero.
 5. Losses `mse` and `cross_entropy`, the metric `accuracy`; `with_precision` for bfloat16; `cg`, `neumann` and `direct`
    for `fmeta.gradients.implicit`; `tree` for trees of tensors. Whatever does not fit raises `InputError`, which names
    the call, what came, what was expected, and the cure.
@@ -53,7 +53,7 @@ from fmeta.core._optim import (
     step_decay,
 )
 from fmeta.core._precision import Precision, with_precision
-from fmeta.core._random import choice, fold, key, normal, permutation, randint, split, uniform
+from fmeta.core._random import bits, choice, fold, key, normal, permutation, randint, split, uniform
 from fmeta.core._solve import Solver, cg, direct, neumann
 from fmeta.core._types import (
     At,
@@ -82,7 +82,7 @@ from fmeta.core._types import (
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
     "Optimizer", "Output", "PartialSampler", "Parts", "Precision", "PythonSource", "Solver", "Stage", "Staged", "Task",
-    "Tree", "WeighingSteps", "accuracy", "adam", "adamw", "cg", "chain", "choice", "clip_by_global_norm",
+    "Tree", "WeighingSteps", "accuracy", "adam", "adamw", "bits", "cg", "chain", "choice", "clip_by_global_norm",
     "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key", "linear_decay", "loss_weights_of", "masked",
     "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint", "rmsprop", "sgd", "split",
     "step_decay", "trajectory", "tree", "uniform", "with_precision",

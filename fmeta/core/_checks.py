@@ -47,7 +47,7 @@ def hidden(t: Tensor) -> bool:
     """Whether values cannot be looked at now: a graph is being traced or captured, or there are none."""
     if torch.compiler.is_compiling() or (t.is_cuda and torch.cuda.is_current_stream_capturing()):
         return True
-    return is_fake(t)
+    return t.is_meta or is_fake(t)
 
 
 def check_tasks(call: str, tasks: Task) -> int:

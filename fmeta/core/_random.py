@@ -14,11 +14,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmeta.core._checks import InputError, check_counts
+from fmeta.core._checks import InputError, check_counts, hidden
 
 
 def _signed(n: int) -> int:
@@ -118,79 +119,192 @@ def split(key: Tensor, count: int) -> Tensor:
 
 
 def bits(key: Tensor, count: int) -> Tensor:
-    """`count` int64 numbers of 64 random bits, `[count]`. Raises InputError for what is not one key, or no count."""
-    check_key("bits", key)
-    check_counts("bits", least=0, count=count)
-    return _mix(key ^ (torch.arange(count, device=key.device) ^ _DRAW))
+    """`count` int64 numbers of 64 random bits, `[count]`. Raises InputError for what is no key, or no count."""
+    return _numbers("bits", key, _whole("bits", "count", count))
 
 
 def uniform(
-    key: Tensor, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+    key: Tensor,
+    shape: Sequence[int] = (),
+    low: float | Tensor = 0.0,
+    high: float | Tensor = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in `[low, high)` (up to rounding to `dtype`) of the given shape.
 
-    Raises InputError for what is not one key, no shape, a dtype of integers, or bounds in the wrong order.
+        >>> import fmeta
+        >>> fmeta.uniform(fmeta.key(0), (2, 3), -1.0, 1.0).shape
+        torch.Size([2, 3])
+
+    Args:
+        key: where from; the same key gives the same numbers.
+        shape: how many.
+        low: a number, or a tensor that broadcasts to `shape`, with a gradient if that is wanted.
+        high: likewise.
+        dtype: a floating one.
+
+    Raises:
+        InputError: what is no key, no shape or no floating dtype; bounds of another shape, that are not finite, or of
+            which low is above high. In a compiled function the values of tensors cannot be looked at.
     """
-    sides = _sides("uniform", shape, dtype)
-    _check_bounds(low, high)
-    fraction = ((bits(key, math.prod(sides)) >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
-    return (low + (high - low) * fraction).to(dtype).reshape(sides)
+    size = _size("uniform", shape)
+    _check_dtype("uniform", dtype)
+    _check_bound("uniform", "low", low, size)
+    _check_bound("uniform", "high", high, size)
+    if not _holds(low <= high):
+        raise InputError(f"uniform(low={_said(low)}, high={_said(high)}): low is above high; expected low <= high")
+    return (low + (high - low) * _fractions("uniform", key, size)).to(dtype)
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers of the given shape (Box & Muller 1958).
 
-    Raises InputError for what is not one key, no shape, or a dtype of integers.
+    Raises InputError for what is no key, no shape or no floating dtype.
     """
-    sides = _sides("normal", shape, dtype)
-    u = uniform(key, (2, math.prod(sides)), dtype=torch.float64)
+    size = _size("normal", shape)
+    _check_dtype("normal", dtype)
+    u = _fractions("normal", key, (2, math.prod(size)))
     radius = (-2.0 * torch.log1p(-u[0])).sqrt()
-    return (radius * torch.cos(2.0 * math.pi * u[1])).to(dtype).reshape(sides)
+    return (radius * torch.cos(2.0 * math.pi * u[1])).to(dtype).reshape(size)
 
 
-def _check_bounds(low: object, high: object) -> None:
-    """Of numbers; the values of tensors may be hidden."""
-    if isinstance(low, Real) and isinstance(high, Real) and not -math.inf < float(low) <= float(high) < math.inf:
-        raise InputError(f"uniform(low={low}, high={high}): expected two finite numbers, low <= high")
+def randint(key: Tensor, high: int | Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """Uniform int64 numbers in `0 .. high-1`, of the given shape.
 
+        >>> import torch
+        >>> import fmeta
+        >>> fmeta.randint(fmeta.key(0), torch.tensor([2, 20, 200]), (3,))  # one number below each
+        tensor([  1,  12, 183])
 
-def _sides(call: str, shape: object, dtype: torch.dtype) -> tuple[int, ...]:
-    """The shape of real numbers."""
-    if not dtype.is_floating_point:
-        raise InputError(f"{call}(dtype={dtype}): expected a floating-point dtype; fmeta.randint draws integers")
-    sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (None,)
-    if any(isinstance(side, bool) or not isinstance(side, Integral) or side < 0 for side in sides):
+    Args:
+        key: where from; the same key gives the same numbers.
+        high: a whole number, or an integer tensor that broadcasts to `shape`; 1 to 2^53.
+        shape: how many.
+
+    Raises:
+        InputError: what is no key or no shape; a `high` that is no whole number, of another shape, or not in 1 .. 2^53.
+            In a compiled function the values of a tensor cannot be looked at.
+    """
+    size = _size("randint", shape)
+    if isinstance(high, Tensor):
+        high = _integers("randint", "high", high)
+        _check_fits("randint", "high", high, size)
+    else:
+        _whole("randint", "high", high)
+    if not (_holds(high >= 1) and _holds(high <= 1 << 53)):
         raise InputError(
-            f"{call}(shape={shape!r}): expected a whole number, at least 0, for each axis, such as (3,), or () for one "
-            "number"
+            f"randint(high={_said(high)}): expected 1 to 2^53, because numbers are below it and have 53 bits"
         )
-    return sides
-
-
-def randint(key: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
-    """Uniform int64 numbers in `0 .. high-1`. Raises InputError if `high < 1`."""
-    if high < 1:
-        raise InputError(f"randint(high={high}): expected at least 1")
-    return (uniform(key, shape, dtype=torch.float64) * high).to(torch.int64)
+    return (_fractions("randint", key, size) * high).to(torch.int64)
 
 
 def permutation(key: Tensor, n: int) -> Tensor:
-    """A random order of `0 .. n-1`, `[n]`. Raises InputError for what is not one key, or no count."""
-    check_counts("permutation", least=0, n=n)
-    return bits(key, n).argsort()
+    """A random order of `0 .. n-1`, `[n]`. Raises InputError for what is no key, or no whole number."""
+    return _numbers("permutation", key, _whole("permutation", "n", n)).argsort()
 
 
 def choice(key: Tensor, n: int, count: int, valid: Tensor | None = None) -> Tensor:
     """`count` different numbers of `0 .. n-1` in random order, `[count]`.
 
-    With `valid`, integers <= n of any shape, one such draw for each of them from `0 .. valid-1`,
-    `[*valid.shape, count]`; the caller sees to it that `count` fit. Raises InputError unless 0 <= count <= n.
+    With `valid`, integers of any shape, one such draw for each of them from `0 .. valid-1`, `[*valid.shape, count]`.
+
+    Raises InputError for what is no key or no whole number, and unless 0 <= count <= valid <= n (in a compiled function
+    the values of `valid` cannot be looked at).
     """
-    check_counts("choice", least=0, n=n, count=count)
-    if not 0 <= count <= n:
+    _whole("choice", "n", n)
+    _whole("choice", "count", count)
+    if count > n:
         raise InputError(f"choice(n={n}, count={count}): expected 0 <= count <= n, without replacement")
     if valid is None:
-        return bits(key, n).topk(count).indices
-    order = bits(key, valid.numel() * n).reshape(*valid.shape, n)
+        return _numbers("choice", key, n).topk(count).indices
+    if not isinstance(valid, Tensor):
+        raise InputError(f"choice(valid={valid!r}): expected an integer tensor; use torch.tensor(…)")
+    valid = _integers("choice", "valid", valid)
+    if not (_holds(valid >= count) and _holds(valid <= n)):
+        raise InputError(
+            f"choice(n={n}, count={count}, valid={_said(valid)}): expected count <= valid <= n, because numbers are "
+            "drawn without replacement out of n"
+        )
+    return choice_within(key, n, count, valid)
+
+
+def choice_within(key: Tensor, n: int, count: int, valid: Tensor) -> Tensor:
+    """`choice` without a look at `valid`; where that is below `count`, numbers from it on follow those below it."""
+    order = _numbers("choice", key, valid.numel() * n).reshape(*valid.shape, n)
     least = torch.iinfo(torch.int64).min
     return torch.where(torch.arange(n, device=key.device) < valid[..., None], order, least).topk(count).indices
+
+
+def _numbers(call: str, key: Tensor, count: int) -> Tensor:
+    check_key(call, key)
+    return _mix(key ^ (torch.arange(count, device=key.device) ^ _DRAW))
+
+
+def _fractions(call: str, key: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in `[0, 1)` with all 53 bits of float64."""
+    numbers = (_numbers(call, key, math.prod(size)) >> 11) & ((1 << 53) - 1)
+    return (numbers.to(torch.float64) * 2.0**-53).reshape(size)
+
+
+def _whole(call: str, name: str, value: Any) -> Any:
+    """A whole number on which depends what shape a draw has."""
+    if isinstance(value, Tensor):
+        raise InputError(
+            f"{call}({name}=a tensor): expected a whole number, because a shape depends on it, which the value of "
+            f"a tensor cannot decide under vmap; use int({name}) outside"
+        )
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt) or value < 0:
+        raise InputError(f"{call}({name}={value!r}): expected a whole number, at least 0")
+    return value
+
+
+def _size(call: str, shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise InputError(f"{call}(shape={_said(shape)}): expected a tuple of whole numbers, such as (3,)")
+    return tuple(_whole(call, "shape", length) for length in shape)
+
+
+def _check_dtype(call: str, dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"{call}(dtype={dtype}): expected a floating-point one; for whole numbers use randint")
+
+
+def _integers(call: str, name: str, values: Tensor) -> Tensor:
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(
+            f"{call}({name}=a tensor): it is {values.dtype}; expected an integer tensor; use {name}.long()"
+        )
+    return values.to(torch.int64)
+
+
+def _check_bound(call: str, name: str, bound: Any, size: tuple[int, ...]) -> None:
+    if isinstance(bound, Tensor) and not bound.is_complex() and bound.dtype != torch.bool:
+        _check_fits(call, name, bound, size)
+        finite = _holds(bound.isfinite())
+    elif not isinstance(bound, bool) and isinstance(bound, Real):
+        finite = math.isfinite(bound)
+    else:
+        raise InputError(f"{call}({name}={_said(bound)}): expected a number, or a tensor of numbers")
+    if not finite:
+        raise InputError(f"{call}({name}={_said(bound)}): expected what is finite")
+
+
+def _check_fits(call: str, name: str, values: Tensor, size: tuple[int, ...]) -> None:
+    """That there is a number for each value, as well as a value for each number."""
+    ends = zip(reversed(values.shape), reversed(size), strict=False)
+    if values.ndim > len(size) or any(own not in (1, length) for own, length in ends):
+        raise InputError(
+            f"{call}({name}=a tensor): it is {list(values.shape)} for numbers of shape {list(size)}; expected one that "
+            f"broadcasts to that; for a number of each use shape={tuple(values.shape)}"
+        )
+
+
+def _holds(condition: bool | Tensor) -> bool:
+    """Whether it does everywhere, in all tasks under vmap; True where values cannot be looked at."""
+    if not isinstance(condition, Tensor):
+        return condition
+    return hidden(condition) or bool(torch.func.debug_unwrap(condition).all())
+
+
+def _said(value: object) -> str:
+    return f"a {value.dtype} tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, Task, choice, fold, permutation, randint, split
 from fmeta.core._checks import check_counts
+from fmeta.core._random import choice_within
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.tasks._class_data import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import TaskSampler
@@ -70,7 +71,7 @@ def episodes(data: ClassData, *, ways: int, shots: int, query: int, rotate: bool
 
     def one(key: Tensor) -> Task:
         drawn = draw(key)
-        rows = data.start[drawn][:, None] + choice(fold(key, 1), most, shots + query, valid=data.size[drawn])
+        rows = data.start[drawn][:, None] + choice_within(fold(key, 1), most, shots + query, valid=data.size[drawn])
         labels = torch.arange(ways, device=key.device)[:, None].expand(ways, shots + query)
         turns = data.turns[drawn] + (randint(fold(key, 2), 4, (ways,)) if rotate else 0)
         turns = (turns % 4)[:, None].expand_as(labels)

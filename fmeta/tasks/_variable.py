@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmeta.core import Examples, InputError, PartialSampler, Task, choice, fold, randint, uniform
 from fmeta.core._checks import check_counts
+from fmeta.core._random import choice_within
 from fmeta.tasks._class_data import ClassData, check_turns, look_up
 from fmeta.tasks._sampler import TaskSampler
 
@@ -81,12 +82,12 @@ def variable_episodes(
         queries = (torch.where(here, size, most).amin() // 2).clamp(max=query)
         shots = _shots(fold(key, 2), size, size - queries, here, max_support, max_support_per_class)
         # each class lays its examples out in random order: queries first, then what may be support
-        order = choice(fold(key, 3), most, most, valid=size)
+        order = choice_within(fold(key, 3), most, most, valid=size)
 
         def take(number: int, counts: Tensor, offset: Tensor | int, length: int) -> Examples:
             ends = counts.cumsum(0)
             # the first ends[-1] places are the examples shuffled, and the rest go round again
-            place = choice(fold(key, number), length, length, valid=ends[-1]) % ends[-1]
+            place = choice_within(fold(key, number), length, length, valid=ends[-1]) % ends[-1]
             label = (place[:, None] >= ends).sum(-1)
             row = data.start[drawn][label] + order[label, offset + place - (ends - counts)[label]]
             weight = (torch.arange(length, device=key.device) < ends[-1]).to(torch.float32)

@@ -321,7 +321,7 @@ class TestSlips:
         learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(torch.ones(3)), steps=1)
         with pytest.raises(InputError, match="expected one for each parameter"):
             fmeta.meta_grad(learner)(META, GOOD)
-        with pytest.raises(InputError, match="expected both >= 0"):
+        with pytest.raises(InputError, match="expected a finite weight_decay >= 0"):
             fmeta.adamw(0.1, weight_decay=math.nan)
 
     def test_a_metric_called_loss(self):

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fmeta
@@ -447,6 +447,112 @@ def test_choice_of_more_than_there_are_is_an_error(valid):
         choice(key(48), 3, 4, valid)
 
 
+# --- bounds that are tensors
+
+
+def bounded(k, high, low):
+    """Each function that takes tensors for bounds, `high` an integer and `low` a number of one task."""
+    return (
+        randint(k, high),
+        randint(k, high, (25,)),
+        randint(k, torch.stack([high, high + 1]), (4, 2)),
+        uniform(k, (7,), low, high.double(), torch.float64),
+        choice(k, 40, 2, valid=high),
+    )
+
+
+def test_a_bound_is_the_number_that_it_holds():
+    k, high = key(61), torch.tensor([2, 20, 200])
+    each = uniform(k, (3,), dtype=torch.float64)
+    assert torch.equal(
+        randint(k, high, (3,)), torch.stack([randint(k, h, (3,))[i] for i, h in enumerate((2, 20, 200))])
+    )
+    assert torch.equal(randint(k, torch.tensor(12), (60,)), randint(k, 12, (60,)))
+    assert torch.equal(randint(k, high.to(torch.uint8), (5, 3)), randint(k, high, (5, 3)))
+    assert torch.equal(randint(k, np.int64(12), (60,)), randint(k, 12, (60,)))
+    low, top = torch.tensor([[-1.0], [2.0]]), torch.tensor([0.0, 3.0, 2.0])
+    torch.testing.assert_close(
+        uniform(k, (2, 3), low - 1, top + 1, torch.float64),
+        low - 1 + (top - low + 2) * uniform(k, (2, 3), dtype=torch.float64),
+    )
+    slope = grad(lambda h: uniform(k, (3,), 0.0, h, torch.float64).sum())(torch.ones(3, dtype=torch.float64))
+    assert torch.equal(slope, each)
+
+
+def test_bounds_may_be_mapped_and_compiled():
+    """Each task draws below its own bound what it would draw alone."""
+    keys, high = split(key(62), 4), torch.tensor([2, 3, 30, 7])
+    low = -high.double()
+    batched = vmap(bounded)(keys, high, low)
+    for i in range(4):
+        alone = bounded(keys[i], high[i], low[i])
+        assert all(torch.equal(t[i], expected) for t, expected in zip(batched, alone, strict=True))
+    compiled = fmeta.compile(lambda k, h, low: vmap(bounded)(k, h, low), backend="aot_eager")
+    assert all(map(torch.equal, compiled(keys, high, low), batched))
+    shared = vmap(randint, in_dims=(None, 0))(keys[0], high)
+    assert shared.tolist() == [int(randint(keys[0], int(h))) for h in high]
+
+
+K, FLOATS, THREE = key(63), torch.tensor([2.0, 3.0]), torch.tensor([2, 3, 4])
+REFUSED = {
+    "high of 0": (lambda: randint(K, 0), r"randint\(high=0\): expected 1 to 2\^53"),
+    "high below 0": (lambda: randint(K, -3), r"randint\(high=-3\): expected a whole number"),
+    "high above": (lambda: randint(K, 2**53 + 1), r"randint\(high=9007199254740993\): expected 1 to 2\^53"),
+    "high that is no whole number": (lambda: randint(K, 2.5), r"randint\(high=2.5\): expected a whole number"),
+    "high that is a truth value": (lambda: randint(K, True), r"randint\(high=True\): expected a whole number"),
+    "high of floats": (lambda: randint(K, FLOATS, (2,)), r"randint\(high=a tensor\): it is torch.float32.*high.long"),
+    "high of truth values": (lambda: randint(K, FLOATS > 1, (2,)), r"it is torch.bool; expected an integer tensor"),
+    "high with a 0": (lambda: randint(K, THREE - 2, (3,)), r"randint\(high=a torch.int64 tensor \[3\]\): expected 1"),
+    "one number for three": (lambda: randint(K, THREE), r"it is \[3\] for numbers of shape \[\].*use shape=\(3,\)"),
+    "high of another shape": (lambda: randint(K, THREE, (4,)), r"it is \[3\] for numbers of shape \[4\]"),
+    "high with a 0 in a task": (
+        lambda: vmap(randint, in_dims=(None, 0))(K, THREE - 2),
+        r"randint\(high=a torch.int64 tensor \[\]\): expected 1",
+    ),
+    "floats in a task": (lambda: vmap(randint, in_dims=(None, 0))(K, FLOATS), "it is torch.float32"),
+    "low above": (lambda: uniform(K, (2,), 1.0, 0.0), r"uniform\(low=1.0, high=0.0\): low is above high"),
+    "low above, of tensors": (lambda: uniform(K, (2,), FLOATS, 2.5), "low is above high; expected low <= high"),
+    "low above in a task": (lambda: vmap(lambda h: uniform(K, (2,), 2.5, h))(FLOATS), "low is above high"),
+    "low of another shape": (lambda: uniform(K, (3,), FLOATS), r"uniform\(low=a tensor\): it is \[2\] for numbers"),
+    "high of nan": (lambda: uniform(K, (3,), 0.0, math.nan), r"uniform\(high=nan\): expected what is finite"),
+    "high with an inf": (lambda: uniform(K, (2,), 0.0, FLOATS / 0), r"uniform\(high=a torch.float32 tensor \[2\]\)"),
+    "high that is a word": (lambda: uniform(K, (2,), 0.0, "1"), r"uniform\(high='1'\): expected a number"),
+    "whole numbers by uniform": (lambda: uniform(K, (2,), 0, 9, torch.int64), r"dtype=torch.int64.*use randint"),
+    "whole numbers by normal": (lambda: normal(K, (2,), torch.int64), r"normal\(dtype=torch.int64\): expected a float"),
+    "a shape that is a number": (
+        lambda: normal(K, 3),
+        r"normal\(shape=3\): expected a tuple of whole numbers, such as",
+    ),
+    "a shape below 0": (lambda: uniform(K, (-1,)), r"uniform\(shape=-1\): expected a whole number, at least 0"),
+    "n that is a tensor": (
+        lambda: permutation(K, torch.tensor(3)),
+        r"permutation\(n=a tensor\): .*use int\(n\) outside",
+    ),
+    "n in a task": (lambda: vmap(lambda n: permutation(K, n))(THREE), r"permutation\(n=a tensor\): expected a whole"),
+    "n that is no whole number": (lambda: permutation(K, 2.5), r"permutation\(n=2.5\): expected a whole number"),
+    "count that is a tensor": (lambda: choice(K, 5, torch.tensor(3)), r"choice\(count=a tensor\): expected a whole"),
+    "count below 0": (lambda: choice(K, 5, -1), r"choice\(count=-1\): expected a whole number"),
+    "valid below count": (lambda: choice(K, 9, 3, valid=THREE), r"valid=a torch.int64 tensor.*count <= valid <= n"),
+    "valid above n": (lambda: choice(K, 3, 1, valid=THREE), "expected count <= valid <= n"),
+    "valid of floats": (lambda: choice(K, 9, 1, valid=FLOATS), r"choice\(valid=a tensor\): it is torch.float32"),
+    "valid in a task": (lambda: vmap(lambda v: choice(K, 3, 1, valid=v))(THREE), "expected count <= valid <= n"),
+    "bits of no count": (lambda: bits(K, 2.5), r"bits\(count=2.5\): expected a whole number"),
+    "several keys": (
+        lambda: uniform(split(K, 3), (3,)),
+        r"uniform: the key is torch.int64 \[3\]; expected one key.*vmap",
+    ),
+    "a seed": (lambda: normal(3, (3,)), r"normal: the key is int; expected one key, int64 \[\]; use fmeta.key"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_drawn_is_refused(what):
+    """Each of these gave numbers, or an error of torch's own."""
+    call, message = REFUSED[what]
+    with pytest.raises(InputError, match=message):
+        call()
+
+
 # --- the same numbers however they are computed
 
 
@@ -527,4 +633,5 @@ def test_keys_of_a_device_stay_there():
     k = key(0, device="meta")
     for drawn in (bits(k, 3), split(k, 3), uniform(k, (2,)), normal(k, (2,)), permutation(k, 4), choice(k, 4, 2)):
         assert drawn.device.type == "meta"
+    assert bounded(k, torch.tensor(3, device="meta"), torch.tensor(0.0, device="meta"))[0].device.type == "meta"
     assert fmeta.key(0).device.type == "cpu"

@@ -92,6 +92,8 @@ def _csv(found: Predictions) -> str:
         writer.writerows(zip(found.queries, found.probabilities.tolist(), strict=True))
         return text.getvalue()
     writer.writerow(["file", "class", "probability", *(f"p({name})" for name in found.names)])
-    for name, label, row in zip(found.queries, found.labels(), found.probabilities.tolist(), strict=True):
-        writer.writerow([name, label, f"{max(row):.6f}", *(f"{p:.6f}" for p in row)])
+    said = found.probabilities
+    columns = found.queries, found.labels(), said.amax(-1).tolist(), said.tolist()  # amax, because max() loses a NaN
+    for name, label, share, row in zip(*columns, strict=True):
+        writer.writerow([name, label, f"{share:.6f}", *(f"{p:.6f}" for p in row)])
     return text.getvalue()

@@ -38,8 +38,14 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """1 where the largest logit is the label, else 0: `[example, way]`, `[example]` -> `[example]`."""
-    return (logits.argmax(-1) == y).to(logits.dtype)
+    """1 where the largest logit is the label, else 0: `[example, way]`, `[example]` -> `[example]`.
+
+    A row with a NaN is wrong: torch's argmax would take the first NaN for the largest. Raises InputError as
+    `cross_entropy` does.
+    """
+    check_labels("accuracy", y, logits.shape[-1], logits.shape[0])
+    right = (logits.argmax(-1) == y) & ~logits.isnan().any(-1)
+    return right.to(logits.dtype)
 
 
 def weighted_mean(values: Tensor, weight: Tree, call: str = "loss") -> Tensor:

@@ -153,6 +153,11 @@ def _chosen(folder: Path, which: str) -> Path:
     best = best_checkpoint(saved)
     if best is not None:
         steps["best"] = best
+    elif which == "best" and steps:
+        raise InputError(
+            f"run(checkpoint='best'): no checkpoint in {folder} was validated with a finite figure; expected one; take "
+            "the last, or the number of a step"
+        )
     if which not in steps:
         raise InputError(
             f"run(checkpoint={which!r}): not in {folder}; {nearest(which, steps) if steps else 'it is empty'}"

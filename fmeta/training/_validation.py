@@ -1,6 +1,7 @@
 """Which validation was the best, and when to stop."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ class Validation(NamedTuple):
 
     figures: Validate  # meta -> the loss, or figures by name
     every: int | None = None  # meta-steps; None: at each checkpoint that is due
-    monitor: str = "loss"  # the figure that decides which checkpoint is the best
+    monitor: str = "loss"  # the figure that decides which checkpoint is the best; only a finite one can
     mode: Literal["min", "max"] | None = None  # which is best; None: the least loss, and the most of any other figure
     patience: int = 0  # validations in a row that may be no better than the best; 0 never stops
 
@@ -52,12 +53,19 @@ class Monitor:
         return 0 < self.patience <= self.since
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Takes the figures of the next validation."""
+        """Takes the figures of the next validation. Warns where the one that is followed is not finite."""
         if self.name not in figures:
             raise InputError(
                 f"Validation(monitor={self.name!r}): validation gives no such figure; {nearest(self.name, figures)}"
             )
         score = score_of(self.spec, figures)
+        if not math.isfinite(score):
+            warnings.warn(
+                f"fit(monitor={self.name!r}): this validation gives {figures[self.name]}, which is no better than any "
+                "other; only a checkpoint of a finite figure becomes the best; lower the rates, look at the validation "
+                "tasks, or monitor another figure",
+                stacklevel=2,
+            )
         self.since = 0 if score < self.best else self.since + 1
         self.best = min(score, self.best)
 

@@ -14,7 +14,9 @@ from helpers import lines_of, options_of
 from PIL import Image
 
 from fmeta.cli import _printing, main
-from fmeta.runs import _train
+from fmeta.core import adam, key
+from fmeta.runs import _train, load
+from fmeta.training import save_checkpoint, trainer
 from fmeta.training._checkpoint import checkpoints
 
 TINY = ["--hidden", "4", "4", "--meta-batch", "2", "--iterations", "4", "--compile", "none"]
@@ -569,6 +571,16 @@ def test_evaluate_the_last_the_best_or_a_numbered_checkpoint(tmp_path, capfd, fa
     message = fails("evaluate", run, "--checkpoint", "bst")
     assert "evaluate --checkpoint bst: not in" in message
     assert "did you mean 'best'" in message
+
+
+def test_there_is_no_best_where_no_validation_was_finite(run, fails):
+    """Nor where none was kept, as in this checkpoint."""
+    state = trainer(load(run).learner, adam(1e-3)).init(key(0))
+    shutil.rmtree(run / "checkpoints")
+    save_checkpoint(run / "checkpoints" / "00000004", state, 4)
+    message = fails("evaluate", run, "--checkpoint", "best")
+    assert "evaluate --checkpoint best: no checkpoint in" in message
+    assert "was validated with a finite figure; expected one; take the last, or the number of a step" in message
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FMETA_CACHE", str(tmp_path_factory.mktemp("cache")))
         run = tmp_path_factory.mktemp("runs") / "protonet"
-        more = ["--learner", "protonet", "--query", "3", "--iterations", "80", "--ways", "10", "--width", "16"]
+        more = ["--learner", "protonet", "--query", "3", "--iterations", "120", "--ways", "10", "--width", "16"]
         assert main(["train", "glyphs", *TINY, *more, "--run-dir", str(run)]) == 0
         yield run
 

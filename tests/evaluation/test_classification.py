@@ -134,6 +134,34 @@ def test_log_probabilities_and_logits_are_the_same():
     assert a.calibration.error() == pytest.approx(b.calibration.error(), abs=1e-12)
 
 
+@pytest.mark.parametrize("spoilt", ["all of them", "one class", "the right one"])
+def test_a_row_with_a_nan_is_wrong_in_every_metric(spoilt):
+    """torch's argmax takes the first NaN for the largest: label 0, which is right wherever the label is 0."""
+    meta = {"w": torch.ones((), dtype=torch.float64)}
+
+    def predict(fast, meta, x):
+        logits = 9.0 * torch.nn.functional.one_hot(x[:, 0].long(), 3).double()
+        place = {"all of them": slice(None), "one class": slice(2, 3), "the right one": slice(0, 1)}[spoilt]
+        logits[:2, place] = math.nan
+        return logits
+
+    def loss(fast, meta, query):
+        logits = predict(fast, meta, query.x)
+        return fmeta.cross_entropy(logits, query.y).mean(), {"accuracy": fmeta.accuracy(logits, query.y).mean()}
+
+    learner = Learner(None, lambda m, s, k: (), predict, loss, None, fmeta.unrolled(), "spoilt", "logits")
+    y = torch.tensor([[0, 0, 1, 2]])
+    examples = Examples(y[..., None].double(), y)
+    found = fmeta.evaluate(learner, meta, Task(examples, examples), ways=3)
+    assert {name: found.mean(name) for name in ("accuracy", "recall")} == {"accuracy": [0.5], "recall": [2 / 3]}
+    assert fmeta.accuracy(predict((), meta, y.T.double()), y[0]).tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_accuracy_refuses_what_would_be_compared_with_other_examples():
+    with pytest.raises(fmeta.InputError, match=r"accuracy: labels of shape \[4, 1\] for 4 predictions"):
+        fmeta.accuracy(torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.int64))
+
+
 def test_a_prediction_that_is_nan_is_wrong_and_spoils_the_calibration():
     """Also where argmax would point at the right class."""
     y = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])

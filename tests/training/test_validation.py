@@ -52,14 +52,23 @@ def test_the_best_checkpoint_is_kept_though_no_save_was_due(tmp_path, mode, best
 
 
 def test_training_stops_when_nothing_gets_better(tmp_path):
-    state = train(
-        tmp_path, validate=figures(3.0, 1.0, 2.0, math.nan, 1.0, name="error"), validate_every=5, mode="min",
-        monitor="error", patience=3,
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"fit\(monitor='error'\): this validation gives nan"):
+        state = train(
+            tmp_path, validate=figures(3.0, 1.0, 2.0, math.nan, 1.0, name="error"), validate_every=5, mode="min",
+            monitor="error", patience=3,
+        )  # fmt: skip
     assert int(state.step) == 25
     assert kept(tmp_path) == [10, 25]  # and nothing after it was lost
     again = train(tmp_path, resume=True, validate=figures(), validate_every=5, monitor="error", mode="min", patience=3)
     assert same(again, state)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_not_finite_is_said_and_never_the_best(tmp_path, value):
+    with pytest.warns(UserWarning, match=rf"monitor='accuracy'\): this validation gives {value}.*another figure"):
+        train(tmp_path, validate=figures(value, value), monitor="accuracy")
+    assert kept(tmp_path) == [40]
+    assert best_checkpoint(checkpoints(tmp_path / "checkpoints")) is None
 
 
 def test_patience_survives_an_interruption(tmp_path):

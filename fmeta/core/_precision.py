@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ def with_precision(model: Model, precision: Precision, device: torch.device | st
     """`model` in another precision; its parameters, and so every inner and outer update, stay as they are.
 
         apply(params, x) = model.apply(bfloat16(params), bfloat16(x)) in the precision of the parameters
+
+    Only float32 is lowered. Parameters in float64 are run as they are, with their inputs: this is how checks
+    (`check_meta_grad`, `fmeta check`, `fmeta.testing`), which cast to float64, look at the mathematics.
 
     Args:
         model: any model.
@@ -47,36 +50,31 @@ def with_precision(model: Model, precision: Precision, device: torch.device | st
 
 
 def in_dtype(model: Model, dtype: torch.dtype) -> Model:
-    """`model` with every floating tensor it sees in `dtype`, and its prediction in the parameters' own."""
+    """`model` with every float32 tensor it sees in `dtype`, and its prediction in the parameters' own.
 
-    def lower(values: Tree) -> Tree:
-        return tree.tree_map(lambda t: t.to(dtype) if _floating(t) else t, values)
+    Where the parameters are float64 it is `model`.
+    """
 
-    def back(prediction: Tree, *given: Tree) -> Tree:
-        full = tree.scalar_like(*given).dtype
-        return tree.tree_map(lambda t: t.to(full) if _floating(t) else t, prediction)
+    def cast(values: Tree, old: torch.dtype, new: torch.dtype) -> Tree:
+        return tree.tree_map(lambda t: t.to(new) if isinstance(t, Tensor) and t.dtype == old else t, values)
 
-    def apply(params: Tree, x: Tree) -> Tree:
-        return back(model.apply(lower(params), lower(x)), params, x)
-
-    def with_noise(noisy: Callable[[Tree, Tree, Tensor], Tree] | None) -> Callable[[Tree, Tree, Tensor], Tree] | None:
-        if noisy is None:
+    def lowered(function: Callable[..., Tree] | None) -> Any:
+        if function is None:
             return None
-        return lambda params, x, key: back(noisy(lower(params), lower(x), key), params, x)
+
+        def run(params: Tree, x: Tree, *key: Tensor) -> Tree:
+            full = tree.scalar_like(params, x).dtype
+            if full != torch.float32:
+                return function(params, x, *key)
+            low = (cast(values, full, dtype) for values in (params, x))
+            return cast(function(*low, *key), dtype, full)
+
+        return run
 
     parts = model.parts
     if parts is not None:
-        trunk, head = parts.trunk, parts.head
-        parts = parts._replace(
-            trunk=lambda params, x: back(trunk(lower(params), lower(x)), params, x),
-            head=lambda params, x: back(head(lower(params), lower(x)), params, x),
-            noisy=with_noise(parts.noisy),
-        )
-    return model._replace(apply=apply, noisy=with_noise(model.noisy), parts=parts)
-
-
-def _floating(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+        parts = parts._replace(trunk=lowered(parts.trunk), head=lowered(parts.head), noisy=lowered(parts.noisy))
+    return model._replace(apply=lowered(model.apply), noisy=lowered(model.noisy), parts=parts)
 
 
 def _lacks(precision: str, device: torch.device) -> str | None:

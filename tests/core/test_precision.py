@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity
 import fmeta
 from fmeta.core import InputError, fold, randint, uniform
 from fmeta.core._precision import in_dtype
-from fmeta.core.tree import tree_leaves
+from fmeta.core.tree import tree_leaves, tree_map
 
 KEY = fmeta.key(2)
 
@@ -53,6 +53,41 @@ def test_fast_weights_and_updates_stay_in_float32():
     assert all(
         f.dtype == torch.float32 and not torch.equal(f, m) for f, m in zip(fast.values(), meta.values(), strict=True)
     )
+
+
+def test_float64_is_left_alone():
+    """Checks cast to float64 to look at the mathematics, which the precision of a run does not change."""
+    _, model, tasks = regression()
+    lower = in_dtype(model, torch.bfloat16)
+    double = tree_map(lambda t: t.double() if t.is_floating_point() else t, (model.init(KEY), tasks.support.x[0]))
+    assert torch.equal(lower.apply(*double), model.apply(*double))
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    plain = fmeta.from_module(net)
+    params = tree_map(torch.Tensor.double, plain.init(KEY))
+    drawn = [noisy(params, double[1], KEY) for noisy in (in_dtype(plain, torch.bfloat16).noisy, plain.noisy)]
+    assert torch.equal(*drawn)
+
+
+def test_only_float32_is_lowered():
+    """Time stamps in float64 beside a picture would lose their days."""
+    seen = []
+
+    def apply(params, x):
+        seen.extend(leaf.dtype for leaf in (*params.values(), *x))
+        return params["w"] * x[0]
+
+    model = in_dtype(fmeta.Model(lambda key: {}, apply), torch.bfloat16)
+    x = (torch.ones(2), torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.int64))
+    assert model.apply({"w": torch.ones(2)}, x).dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float64, torch.int64]
+
+
+@pytest.mark.parametrize("gradient", [fmeta.unrolled(), fmeta.adjoint(), fmeta.first_order()], ids=str)
+def test_a_right_gradient_of_a_lower_precision_is_called_right(gradient):
+    model = in_dtype(fmeta.models.mlp([1, 8, 1], torch.tanh), torch.bfloat16)
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=2)
+    report = fmeta.check_meta_grad(learner, learner.init(KEY), fmeta.tasks.sinusoid(shots=5)(KEY, 2), gradient)
+    assert report.order == ("first order" if gradient == fmeta.first_order() else "exact")
 
 
 def test_dropout_too():

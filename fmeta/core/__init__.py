@@ -12,9 +12,9 @@ Read in this order:
    parts by `chain`, `clip_by_global_norm` and `masked`; their rates may be schedules, `cosine_decay`, `step_decay`,
    `linear_decay`, or learned, `per_step`. `adam` says when to raise `eps_root`: where inner gradients are
    exactly zero.
-5. Losses `mse` and `cross_entropy`, the metric `accuracy`; `with_precision` for bfloat16; `cg`, `neumann` and `direct`
-   for `fmeta.gradients.implicit`; `tree` for trees of tensors. Whatever does not fit raises `InputError`, which names
-   the call, what came, what was expected, and the cure.
+5. Losses `mse` and `cross_entropy`, the metric `accuracy`, `weighted_mean` over examples; `with_precision` for
+   bfloat16; `cg`, `neumann` and `direct` for `fmeta.gradients.implicit`; `tree` for trees of tensors. Whatever does not
+   fit raises `InputError`, which names the call, what came, what was expected, and the cure.
 
 A step of gradient descent:
 
@@ -37,7 +37,7 @@ Numbers from a key:
 from fmeta.core import tree
 from fmeta.core._checks import InputError
 from fmeta.core._inner import trajectory
-from fmeta.core._losses import accuracy, cross_entropy, mse
+from fmeta.core._losses import accuracy, cross_entropy, mse, weighted_mean
 from fmeta.core._optim import (
     adam,
     adamw,
@@ -85,5 +85,5 @@ __all__ = [
     "Tree", "WeighingSteps", "accuracy", "adam", "adamw", "bits", "cg", "chain", "choice", "clip_by_global_norm",
     "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key", "linear_decay", "loss_weights_of", "masked",
     "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint", "rmsprop", "sgd", "split",
-    "step_decay", "trajectory", "tree", "uniform", "with_precision",
+    "step_decay", "trajectory", "tree", "uniform", "weighted_mean", "with_precision",
 ]  # fmt: skip

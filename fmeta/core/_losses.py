@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmeta.core._checks import InputError, check_labels
+from fmeta.core._checks import InputError, check_labels, hidden
 from fmeta.core._types import Tree
 
 
@@ -49,10 +49,24 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tree, call: str = "loss") -> Tensor:
-    """Σ wᵢ vᵢ / Σ wᵢ over examples; `()` weighs all alike; a value that is already a mean passes through.
+    """Σ wᵢ vᵢ / Σ wᵢ over examples, `[example]`, `[example]` -> `[]`: how a loss heeds `Examples.weight`.
 
-    Raises InputError where weights meet a loss that has averaged already.
+    `()` weighs all alike; a value that is already a mean passes through.
+
+        >>> import torch
+        >>> import fmeta
+        >>> fmeta.weighted_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 1.0, 0.0]))
+        tensor(1.5000)
+
+    Raises InputError for values that are no tensor of floating-point numbers, or of another shape; where weights meet a
+    loss that has averaged already; for weights below 0 or NaN, where they can be looked at.
     """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        came = values.dtype if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise InputError(
+            f"{call}: got {came}; expected a floating-point tensor, one value per example; compute it from the "
+            "prediction, or convert it with .float()"
+        )
     if values.ndim == 0:
         if isinstance(weight, Tensor):
             raise InputError(
@@ -68,4 +82,6 @@ def weighted_mean(values: Tensor, weight: Tree, call: str = "loss") -> Tensor:
         raise InputError(
             f"{call}: weights of shape {list(weight.shape)} for {len(values)} examples; expected [{len(values)}]"
         )
+    if not hidden(weight) and not bool(torch.func.debug_unwrap(weight).ge(0).all()):
+        raise InputError(f"{call}: example weights below 0 or NaN; expected weights >= 0, of which 0 marks padding")
     return (weight * values).sum() / weight.sum()

@@ -332,3 +332,40 @@ class TestSlips:
         learner = fmeta.anil(regressor(), fmeta.mse, adapt="head.*, hiden1.*", optimizer=fmeta.sgd(0.1), steps=1)
         with pytest.raises(InputError, match=r"'hiden1.\*' matches no parameter; did you mean 'hidden1"):
             fmeta.meta_grad(learner)(META, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda p, y: p.argmax(-1) != 0, r"maml: got torch.bool; expected a floating-point tensor"),
+        (lambda p, y: (p > 0).sum(), r"maml: got torch.int64; expected a floating-point tensor"),
+        (lambda p, y: float(p.shape[0]), r"maml: got a float; expected a floating-point tensor"),
+        (lambda p, y: (p, y), r"maml: got a tuple; expected a floating-point tensor"),
+        (lambda p, y: p - y, r"maml: got shape \[\d, 1\]; expected \[example\] or a scalar"),
+    ],
+)
+def test_a_loss_is_a_floating_point_number_for_each_example(loss, message):
+    learner = fmeta.maml(regressor(), loss, optimizer=fmeta.sgd(0.1), steps=1)
+    with pytest.raises(InputError, match=message):
+        fmeta.meta_grad(learner)(META, GOOD)
+
+
+def test_a_metric_is_named_too():
+    right = {"right": lambda p, y: p[:, 0] > y[:, 0]}
+    learner = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=1, metrics=right)
+    with pytest.raises(InputError, match=r"right: got torch\.bool; expected a floating-point tensor"):
+        fmeta.meta_grad(learner)(META, GOOD)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_example_weights_below_0_are_refused(part, value):
+    """They would make the loss fall where it should rise."""
+    examples = getattr(GOOD, part)
+    weight = torch.ones(examples.y.shape[:2], dtype=F64)
+    weight[1, 2] = value
+    tasks = tasks_with(**{part: examples._replace(weight=weight)})
+    with pytest.raises(InputError, match="maml: example weights below 0 or NaN; expected weights >= 0"):
+        GRADS(META, tasks)
+    weight[1, 2] = 0.0
+    assert GRADS(META, tasks)[1].loss.isfinite()

@@ -80,6 +80,10 @@ class Optimizer(NamedTuple):
     descends: bool = True  # False for a link of `chain` that only transforms the gradient, such as clipping
 
 
+# what a meta-gradient claims: the gradient of the query loss; that with inner gradients as constants; neither, such as
+# a direction, an estimate, or what is exact under conditions
+Order = Literal["exact", "first order", "neither"]
+
 Loss = Callable[[Tree, Tree], Tensor]  # prediction, y -> [example], or a mean []
 
 # what predictions mean: scores of classes before a softmax (log-probabilities among them), scores of classes in 0 .. 1,
@@ -193,15 +197,26 @@ class PythonSource:
 
 
 class WeighingSteps:
-    """What a meta-gradient derives from to say which query losses it minimises; all of fmeta's own do.
+    """What a meta-gradient derives from to say which query losses it minimises, and how; all of fmeta's own do.
 
-    One that does not, such as a plain function, minimises the loss after the last inner step.
+    One that does not, such as a plain function, claims the exact gradient of the loss after the last inner step.
     """
 
     # one weight for the query loss after each inner step; None counts the last step's alone
     loss_weights: tuple[float, ...] | None = None
+    order: Order = "exact"  # what it claims to compute, which checks hold it to
 
 
 def loss_weights_of(gradient: MetaGradient) -> tuple[float, ...] | None:
     """The weights of the query losses after each inner step that a meta-gradient minimises the sum of, or None."""
     return gradient.loss_weights if isinstance(gradient, WeighingSteps) else None
+
+
+def order_of(gradient: MetaGradient) -> Order:
+    """What a meta-gradient claims to compute."""
+    return gradient.order if isinstance(gradient, WeighingSteps) else "exact"
+
+
+def keeps(claim: Order, found: str) -> bool:
+    """Whether what was found, as `GradientReport.order` says it, is what was claimed or more."""
+    return claim == "neither" or found.startswith("exact") or claim == found

@@ -1,5 +1,7 @@
 """`check_meta_grad`: what a meta-gradient really computes, told by finite differences."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ from fmeta.gradients._replayed import first_order
 from fmeta.gradients._unrolled import objective
 from fmeta.operators._over_tasks import over_tasks
 
+_TRIES = 3  # directions measured for one that is wanted, where kinks lie in the way
+
 
 class GradientReport(NamedTuple):
     """What `check_meta_grad` found. Comparisons are of directional derivatives, in float64."""
@@ -24,6 +28,7 @@ class GradientReport(NamedTuple):
     relative_error: dict[str, float]  # per parameter
     detached: list[str]  # the loss depends on them, the meta-gradient is zero
     without_gradient: list[str]  # the loss does not depend on them
+    kinks: list[str]  # finite differences of several lengths disagree in every direction tried: no order is sure
 
     @property
     def exact(self) -> bool:
@@ -47,7 +52,7 @@ def check_meta_grad(
     Everything is cast to float64. Each parameter tensor is moved along random unit directions, at a cost of
     `6 · directions · tensors` adaptations. The loss of a network with kinks (ReLU, max pooling) jumps where the inner
     gradient crosses one, so each direction is measured with three lengths, of which the two that agree best are
-    believed; still, prefer smooth activations for a check.
+    believed, and exchanged for another where no two agree; still, prefer smooth activations for a check.
 
     Args:
         learner: any learner, its model not compiled.
@@ -76,27 +81,36 @@ def check_meta_grad(
         with torch.no_grad():
             return over_tasks(lambda m, task: task_loss(m, task)[0])(at, tasks).mean()
 
-    def slope(name: str, leaf: Tensor, move: Tensor) -> Tensor:
+    def slope(name: str, leaf: Tensor, move: Tensor) -> tuple[float, bool]:
         found = []
         for length in (step, step / 10, step / 100):
             ahead, behind = (value(tree.replace_leaves(meta, {name: leaf + s * length * move})) for s in (1, -1))
-            found.append((ahead - behind) / (2 * length))
-        # a kink within one length makes its figure disagree with the others: believe the two that agree best
-        return found[0] if (found[0] - found[1]).abs() <= (found[1] - found[2]).abs() else found[1]
+            found.append(float((ahead - behind) / (2 * length)))
+        return believed(found)
+
+    def slopes(name: str, leaf: Tensor, own: Tensor) -> tuple[list[Tensor], Tensor, bool]:
+        kept, doubtful = list[tuple[Tensor, float]](), list[tuple[Tensor, float]]()
+        for j in range(_TRIES * directions):
+            move = normal(fold(own, j), leaf.shape, torch.float64)
+            move = move / move.norm()
+            derivative, steady = slope(name, leaf, move)
+            (kept if steady else doubtful).append((move, derivative))
+            if len(kept) == directions:
+                break
+        moves, found = zip(*(kept or doubtful[:directions]), strict=True)
+        return list(moves), leaf.new_tensor(found), bool(kept)
 
     claimed = tree.named_leaves(meta_grad(learner, gradient)(meta, tasks)[0])
     leaves = tree.named_leaves(meta)
     numeric: dict[str, Tensor] = {}
     analytic: dict[str, Tensor] = {}
     simple: dict[str, Tensor] = {}
+    kinks: list[str] = []
     simplest = meta_grad(learner, first_order(weights)) if learner.inner else None
     constant = tree.named_leaves(simplest(meta, tasks)[0]) if simplest else None
     for i, (name, leaf) in enumerate(leaves.items()):
-        moves = []
-        for j in range(directions):
-            move = normal(fold(fold(key(0, leaf.device), i), j), leaf.shape, torch.float64)
-            moves.append(move / move.norm())
-        numeric[name] = torch.stack([slope(name, leaf, move) for move in moves])
+        moves, numeric[name], steady = slopes(name, leaf, fold(key(0, leaf.device), i))
+        kinks += [] if steady else [name]
         analytic[name] = torch.stack([(claimed[name] * move).sum() for move in moves])
         if constant is not None:
             simple[name] = torch.stack([(constant[name] * move).sum() for move in moves])
@@ -110,7 +124,18 @@ def check_meta_grad(
         relative_error=errors,
         detached=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() > floor],
         without_gradient=[n for n, d in numeric.items() if not claimed[n].any() and d.norm() <= floor],
+        kinks=kinks,
     )
+
+
+def believed(found: Sequence[float]) -> tuple[float, bool]:
+    """The derivative of which finite differences of three lengths speak, the longest first, and whether two agree.
+
+    A kink within one length makes its figure disagree with the others: the two that agree best are believed.
+    """
+    gaps = [abs(a - b) for a, b in itertools.pairwise(found)]
+    value = found[0] if gaps[0] <= gaps[1] else found[1]
+    return value, min(gaps) <= 1e-5 * abs(value) + 1e-8
 
 
 def _order(numeric: dict[str, Tensor], analytic: dict[str, Tensor], simple: dict[str, Tensor], tolerance: float) -> str:

@@ -12,7 +12,19 @@ import torch
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError, check_counts, hidden
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps, loss_weights_of
+from fmeta.core._types import (
+    GradFn,
+    Info,
+    Learner,
+    MetaGradient,
+    Order,
+    Stage,
+    Task,
+    Tree,
+    WeighingSteps,
+    loss_weights_of,
+    order_of,
+)
 from fmeta.gradients._skipping import Skipping
 from fmeta.operators._choices import fastest
 
@@ -46,6 +58,10 @@ class _Chunked(WeighingSteps):
     gradient: MetaGradient
     size: int | Literal["auto"]
     loss_weights: tuple[float, ...] | None
+
+    @property
+    def order(self) -> Order:  # type: ignore[override]
+        return order_of(self.gradient)
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         @functools.cache

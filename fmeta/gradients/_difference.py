@@ -23,6 +23,8 @@ def difference() -> MetaGradient:
 
 @dataclass(frozen=True)
 class _Difference(WeighingSteps):
+    order = "neither"
+
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         inner_of(learner, "difference()")
 

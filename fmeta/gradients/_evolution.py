@@ -41,6 +41,7 @@ def evolution(sigma: float, pairs: int) -> MetaGradient:
 class _Evolution(WeighingSteps):
     sigma: float
     pairs: int
+    order = "neither"
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         sigma = self.sigma

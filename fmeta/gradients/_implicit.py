@@ -56,6 +56,7 @@ def implicit(solve: Solver | None = None, *, tolerance: float = 1e-2) -> MetaGra
 class _Implicit(WeighingSteps):
     solve: Solver
     tolerance: float
+    order = "neither"  # where descent has not converged
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         inner = inner_of(learner, "implicit(solve)")

@@ -24,7 +24,19 @@ from torch.func import grad_and_value
 
 from fmeta.core import tree
 from fmeta.core._checks import InputError
-from fmeta.core._types import Examples, GradFn, Info, Inner, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps
+from fmeta.core._types import (
+    Examples,
+    GradFn,
+    Info,
+    Inner,
+    Learner,
+    MetaGradient,
+    Order,
+    Stage,
+    Task,
+    Tree,
+    WeighingSteps,
+)
 from fmeta.gradients._batched import (
     as_weights,
     batched,
@@ -76,6 +88,10 @@ class _Replayed(WeighingSteps):
     name: str
     last: int | None  # steps that keep their second-order term; None keeps all
     loss_weights: tuple[float, ...] | None
+
+    @property
+    def order(self) -> Order:  # type: ignore[override]  # of a truncated one it depends on the learner's steps
+        return "exact" if self.last is None else "neither" if self.last else "first order"
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         inner = inner_of(learner, f"{self.name}({'' if self.name != 'truncated' else self.last})")

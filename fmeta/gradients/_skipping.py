@@ -11,7 +11,19 @@ from torch import Tensor
 
 from fmeta.core import tree
 from fmeta.core._checks import hidden
-from fmeta.core._types import GradFn, Info, Learner, MetaGradient, Stage, Task, Tree, WeighingSteps, loss_weights_of
+from fmeta.core._types import (
+    GradFn,
+    Info,
+    Learner,
+    MetaGradient,
+    Order,
+    Stage,
+    Task,
+    Tree,
+    WeighingSteps,
+    loss_weights_of,
+    order_of,
+)
 
 
 def skipping(gradient: MetaGradient | None = None) -> MetaGradient:
@@ -33,6 +45,10 @@ def skipping(gradient: MetaGradient | None = None) -> MetaGradient:
 class Skipping(WeighingSteps):
     gradient: MetaGradient | None
     loss_weights: tuple[float, ...] | None
+
+    @property
+    def order(self) -> Order:  # type: ignore[override]
+        return "neither" if self.gradient is None else order_of(self.gradient)  # the learner's own is not known here
 
     def __call__(self, learner: Learner, stage: Stage) -> GradFn:
         gradient = self.gradient or learner.gradient

@@ -616,6 +616,56 @@ def test_check_says_exact_for_the_recipe_as_it_stands(capfd):
     assert "order computed: exact" in words(capfd.readouterr().out)
 
 
+def test_check_looks_at_the_mathematics_whatever_the_precision(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert main(["check", "--hidden", "6", "--inner-steps", "2", "--precision", "bfloat16"]) == 0
+
+
+SINES = """
+from typing import ClassVar
+
+import torch
+import fmeta
+
+def first(learner, stage):
+    return fmeta.first_order()(learner, stage)
+
+def cut(learner):
+    seen = lambda meta: {**meta, "head.bias": meta["head.bias"].detach()}
+    return learner._replace(adapt=lambda meta, support, key: learner.adapt(seen(meta), support, key))
+
+class Sines(fmeta.runs.Recipe):
+    name: ClassVar[str] = "sines"
+    defaults: ClassVar = {"compile": "none"}
+
+    def sampler(self, split, device):
+        return fmeta.tasks.sinusoid(shots=4, query=4)
+
+    def own_learner(self):
+        model = fmeta.models.mlp([1, 6, 1], torch.tanh)
+        learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+        return MADE
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "said"),
+    [
+        ("learner", 0, ""),
+        ("learner._replace(gradient=fmeta.first_order())", 0, ""),
+        ("learner._replace(gradient=fmeta.difference())", 0, ""),
+        ("learner._replace(gradient=first)", 1, "claims to be exact and computes first order: look at"),
+        ("cut(learner)", 1, "claims to be exact and computes neither: head.bias get no gradient; look for .detach()"),
+    ],
+)
+def test_check_ends_with_status_1_where_a_gradient_is_not_what_it_claims(made, status, said, tmp_path, capfd):
+    (tmp_path / "own.py").write_text(SINES.replace("MADE", made))
+    assert main(["check", "--recipe", f"{tmp_path / 'own.py'}:Sines"]) == status
+    error = capfd.readouterr().err
+    assert said in words(error)
+    assert bool(error) is bool(status)
+
+
 def test_check_says_first_order_for_first_order(capfd):
     assert main(["check", "sinusoid", "--gradient", "first_order"]) == 0
     assert "order computed: first order" in words(capfd.readouterr().out)

@@ -7,6 +7,7 @@ from helpers import F64, LEARNERS, regressor, vectors
 import fmeta
 from fmeta.core import fold
 from fmeta.core.tree import tree_map
+from fmeta.gradients._check import believed
 
 KEY = fmeta.key(3)
 LEARNER = fmeta.maml(regressor(), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
@@ -97,6 +98,36 @@ def test_a_parameter_without_influence_is_named():
     report = check(learner, meta=learner.init(KEY))
     assert report.without_gradient == ["idle"]
     assert report.exact
+
+
+def test_kinks_are_stepped_around_and_told_where_there_is_no_way_around():
+    """A ReLU's loss jumps where an inner step crosses its kink, here within every length of many directions."""
+    tasks = fmeta.testing.random_regression(fmeta.key(0), inputs=1)
+    model = fmeta.models.mlp([1, 40, 40, 1], dtype=F64)
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=5)
+    report = fmeta.check_meta_grad(learner, learner.init(fmeta.key(0)), tasks, fmeta.adjoint(), directions=1)
+    assert report.order == "exact"
+    assert report.kinks == []
+    saw = model._replace(apply=lambda p, x: model.apply(p, x) + 1e-3 * torch.sin(1e9 * p["head.bias"]))
+    learner = fmeta.maml(saw, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=1)
+    report = fmeta.check_meta_grad(learner, learner.init(fmeta.key(0)), tasks, directions=1)
+    assert "head.bias" in report.kinks
+    assert report.order == "neither"
+
+
+@pytest.mark.parametrize(
+    ("found", "value", "steady"),
+    [
+        ([1.0, 1.0, 1.0], 1.0, True),
+        ([5.0, 1.0, 1.0 + 1e-9], 1.0, True),
+        ([1.0, 1.0 + 1e-9, 7.0], 1.0, True),
+        ([1.9, 7.0, 1.4], 1.9, False),
+        ([1.0, 1.1, 1.3], 1.0, False),
+        ([1e-10, -1e-10, 1e-9], 1e-10, True),
+    ],
+)
+def test_of_three_lengths_the_two_that_agree_are_believed(found, value, steady):
+    assert believed(found) == (value, steady)
 
 
 def test_float32_learners_are_checked_in_float64():

@@ -1,11 +1,13 @@
 """What README, CONTRIBUTING and the page of results show is true."""
 
+import doctest
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import LEARNERS, labelled, vectors
 
 import fmeta
@@ -28,6 +30,27 @@ def test_the_library_example_runs_as_printed(capsys):
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     exec(quick, {})
     assert capsys.readouterr().out.startswith("[")
+
+
+SHOWN = ["equals plain autograd", "equals finite differences", "own gradient has its order", "padding changes nothing"]
+
+
+def test_the_learner_of_readme_keeps_the_laws():
+    """As it stands, with its ReLU."""
+    scope = {}
+    exec(blocks(README)[0].split("trainer =")[0], scope)
+    report = check_learner(scope["learner"], fmeta.tasks.sinusoid(shots=10)(fmeta.key(0), 2), laws=SHOWN)
+    assert report.passed == SHOWN
+    assert report.order == "exact"
+
+
+def test_the_short_maml_of_the_chapter_keeps_the_laws():
+    examples = doctest.DocTestParser().get_examples(fmeta.learners.__doc__)
+    scope = {"fmeta": fmeta}
+    exec(next(e.source for e in examples if "def short_maml" in e.source), scope)
+    model = fmeta.models.mlp([2, 6, 1], torch.tanh)
+    learner = scope["short_maml"](model, fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+    assert check_learner(learner, fmeta.testing.random_regression(fmeta.key(0)), laws=SHOWN).passed == SHOWN
 
 
 def test_readme_is_short_and_leads_to_what_is_there():

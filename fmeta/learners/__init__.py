@@ -26,13 +26,15 @@ From one learner to another: `transfer` joins `supervised` pretraining with a le
 `starting_from` begins with weights that are there, `in_context` lets a network see the support set beside each input,
 `with_inner` exchanges the inner problem. `gradient_based` and `encoder_based` make a learner of your own: say where
 the fast weights start, which loss they descend, and with which optimizer; or adapt in one pass, without an inner loop.
-This is MAML in short (the real one also weighs examples and draws dropout):
+This is MAML in short (the real one also draws dropout):
 
     >>> import fmeta
     >>> def short_maml(model, loss, *, optimizer, steps):
     ...     inner = fmeta.Inner(
     ...         start=lambda meta, support, key: meta,
-    ...         loss=lambda fast, meta, batch, at: loss(model.apply(fast, batch.x), batch.y).mean(),
+    ...         loss=lambda fast, meta, batch, at: fmeta.weighted_mean(
+    ...             loss(model.apply(fast, batch.x), batch.y), batch.weight
+    ...         ),
     ...         optimizer=lambda meta: optimizer,
     ...         steps=steps,
     ...     )

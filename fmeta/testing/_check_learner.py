@@ -9,8 +9,10 @@ from torch import Tensor
 from fmeta.core import InputError, Learner, MetaGradient, Task, Tree, key, tree
 from fmeta.core._checks import check_meta, check_tasks, nearest
 from fmeta.testing._case import Case, admitted
-from fmeta.testing._laws import LAWS
+from fmeta.testing._laws import LAWS, own_order
 from fmeta.testing._oracles import losses_by_loop
+
+_OWN, _ASKED = "own gradient has its order", "asked to skip"
 
 
 class LawError(AssertionError):
@@ -28,6 +30,9 @@ class LawReport(NamedTuple):
     passed: list[str]  # laws
     skipped: dict[str, str]  # law -> why it does not apply
     gradients: list[str]  # the meta-gradients that the learner admits
+    # what the learner's own meta-gradient computes: "exact", "exact (no second-order term here)", "first order" or
+    # "neither"; None where its law was not asked for
+    order: str | None
 
 
 def check_learner(
@@ -45,7 +50,9 @@ def check_learner(
         def test_my_learner():
             fmeta.testing.check_learner(my_learner(model, fmeta.mse), tasks)
 
-    Everything is cast to float64. Take small tasks and smooth activations: kinks (ReLU) spoil finite differences.
+    Everything is cast to float64. Take small tasks, and smooth activations where you can: kinks (ReLU) spoil finite
+    differences. The learner's own meta-gradient is held to what it claims (see `WeighingSteps`), which is exact unless
+    it says otherwise; the report's `order` tells what it computes.
 
     Args:
         learner: what adapts, its model not compiled.
@@ -54,7 +61,7 @@ def check_learner(
         laws: names of `LAWS`; all of them if left out.
         skip: laws that the learner does not promise, such as "padding changes nothing" where dropout or batch norm
             sees padding.
-        claimed: meta-gradients of your own that are said to be exact, by name.
+        claimed: more meta-gradients of your own that are said to be exact, by name.
         backend: of torch.compile, for "compiled equals eager".
 
     Raises:
@@ -80,7 +87,7 @@ def check_learner(
     passed, skipped, failures = [], {}, {}
     for name in LAWS if laws is None else laws:
         if name in skip:
-            skipped[name] = "asked to skip"
+            skipped[name] = _ASKED
             continue
         try:
             reason = LAWS[name](case)
@@ -93,7 +100,8 @@ def check_learner(
                 skipped[name] = reason
     if failures:
         raise LawError(learner.name, failures)
-    return LawReport(passed, skipped, list(admitted(case)))
+    told = _OWN in passed or skipped.get(_OWN) not in (None, _ASKED)
+    return LawReport(passed, skipped, list(admitted(case)), own_order(case) if told else None)
 
 
 def _device(tasks: Task) -> torch.device:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmeta.core import At, InputError, Learner, Task, Tree, fold
 from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from fmeta.gradients._check import believed
 
 
 def distance(a: Tree, b: Tree) -> float:
@@ -100,13 +101,19 @@ def finite_difference(function: Callable[[Tree], Tensor], at: Tree, move: Tree, 
 
     Three lengths are tried and the two that agree best are believed, because within one of them a kink (ReLU) may lie.
     """
+    return steady_difference(function, at, move, step)[0]
+
+
+def steady_difference(
+    function: Callable[[Tree], Tensor], at: Tree, move: Tree, step: float = 1e-5
+) -> tuple[float, bool]:
+    """The same, and whether two lengths agree."""
 
     def value(length: float) -> Tensor:
         with torch.no_grad():
             return function(tree_map(lambda a, d: a + length * d, at, move))
 
-    found = [float((value(h) - value(-h)) / (2 * h)) for h in (step, step / 10, step / 100)]
-    return found[0] if abs(found[0] - found[1]) <= abs(found[1] - found[2]) else found[1]
+    return believed([float((value(h) - value(-h)) / (2 * h)) for h in (step, step / 10, step / 100)])
 
 
 def least_curvature(learner: Learner, meta: Tree, tasks: Task) -> float:

@@ -7,7 +7,7 @@ from torch.func import grad
 
 import fmeta
 from fmeta import testing
-from fmeta.core import fold
+from fmeta.core import WeighingSteps, fold
 from fmeta.core.tree import tree_map
 
 KEY = fmeta.key(8)
@@ -165,6 +165,91 @@ def test_a_false_claim_of_exactness_is_caught(law):
 
     assert "mine" in broken(MAML, law, claimed={"mine": summed})
     assert testing.check_learner(MAML, TASKS, laws=[law], claimed={"mine": fmeta.adjoint()}).passed == [law]
+
+
+def disguised(learner, stage):
+    """First order that claims nothing, and so to be exact."""
+    return fmeta.first_order()(learner, stage)
+
+
+class Told(WeighingSteps):
+    """The same, which says what it is."""
+
+    order = "first order"
+
+    def __call__(self, learner, stage):
+        return disguised(learner, stage)
+
+
+OWN = "own gradient has its order"
+
+
+@pytest.mark.parametrize(
+    ("gradient", "order"),
+    [
+        (fmeta.unrolled(), "exact"),
+        (fmeta.adjoint(fmeta.multi_step(MAML.inner.steps)), "exact"),
+        (fmeta.chunked(fmeta.adjoint(), 2), "exact"),
+        (fmeta.first_order(), "first order"),
+        (Told(), "first order"),
+        (fmeta.skipping(fmeta.first_order()), "first order"),
+        (fmeta.truncated(1), "neither"),
+        (fmeta.difference(), "neither"),
+        (fmeta.evolution(0.01, 2), "neither"),
+    ],
+)
+def test_the_report_says_what_the_learners_own_gradient_computes(gradient, order):
+    report = testing.check_learner(MAML._replace(gradient=gradient), TASKS, laws=[OWN])
+    assert report.order == order
+    assert (report.passed == [OWN]) is (order != "neither")
+    assert testing.check_learner(MAML, TASKS, laws=["pure"]).order is None
+    assert testing.check_learner(MAML, TASKS, laws=[OWN], skip=[OWN]).order is None
+
+
+def test_an_impostor_does_not_pass_as_the_learners_own_gradient():
+    assert "claims to be exact and computes first order" in broken(MAML._replace(gradient=disguised), OWN)
+    doubled = MAML._replace(gradient=lambda learner, stage: lambda meta, tasks: (
+        fmeta.tree.scale(fmeta.meta_grad(learner, fmeta.unrolled())(meta, tasks)[0], 2.0), None
+    ))  # fmt: skip
+    assert "claims to be exact and computes neither" in broken(doubled, OWN)
+    half = MAML._replace(gradient=fmeta.chunked(disguised, 2))
+    assert "claims to be exact and computes first order" in broken(half, OWN)
+
+
+def test_the_learner_of_readme_keeps_the_laws_though_a_relu_has_kinks():
+    """Along three of these directions the loss jumps within one length of the differences or more."""
+    model = fmeta.models.mlp([1, 40, 40, 1])
+    learner = fmeta.maml(model, fmeta.mse, optimizer=fmeta.sgd(0.01), steps=5)
+    tasks = testing.random_regression(fmeta.key(0), tasks=4, inputs=1)
+    laws = ["equals finite differences", "evolution projects the exact gradient", OWN]
+    report = testing.check_learner(learner, tasks, laws=laws)
+    assert "kinks" in report.skipped.pop(laws[1])
+    assert report == ([laws[0], OWN], {}, report.gradients, "exact")
+
+
+def test_a_loss_without_smooth_directions_is_named_with_what_helps():
+    noise = iter(range(10**6))
+    learner = MAML._replace(adapt=lambda m, s, k: tree_map(lambda w: w + 0.1 * next(noise), m), inner=None)
+    found = broken(learner, "equals finite differences")
+    assert "disagree in nine directions" in found
+    assert "randomness from the task's key" in found
+
+
+def test_the_hint_about_padding_fits_its_cause():
+    def deaf(fast, meta, batch, at):
+        return fmeta.mse(MAML.predict(fast, meta, batch.x), batch.y).mean()
+
+    def loss(fast, meta, query):
+        return fmeta.mse(MAML.predict(fast, meta, query.x), query.y).mean(), {}
+
+    law = "padding changes nothing"
+    inner = fmeta.with_inner(MAML, MAML.inner._replace(loss=deaf))
+    assert "(the inner loss ignores Examples.weight; average by fmeta.weighted_mean" in broken(inner, law)
+    assert "(the query loss ignores Examples.weight" in broken(MAML._replace(loss=loss), law)
+    assert "(the inner loss and the query loss ignores" in broken(inner._replace(loss=loss), law)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6), torch.nn.Tanh(), torch.nn.Linear(6, 1))
+    batch = fmeta.maml(fmeta.from_module(net, norm="batch"), fmeta.mse, optimizer=fmeta.sgd(0.1), steps=2)
+    assert "(dropout and batch norm see padding" in broken(batch, law)
 
 
 def test_all_broken_laws_are_told_at_once():

@@ -2,8 +2,8 @@
 
 - `mlp`, `conv4`, `conv2`, `resnet12`: the networks of the papers. With no output number (`conv4(None)`) a network ends
   in its features, as `fmeta.protonet` and its like want.
-- `from_module`: any `torch.nn.Module`, and `to_module` the way back; `backbone`: torchvision's and timm's networks, with
-  their weights.
+- `from_module`: any `torch.nn.Module`, and `to_module` the way back; `backbone`: torchvision's and timm's networks,
+  with their weights.
 - `with_head` puts a linear or cosine classifier on an encoder, `replace_layer` a new last layer into a module.
 - `max_pool2x2` and `avg_pool2x2`: the poolings that `conv4` may take.
 

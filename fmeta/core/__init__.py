@@ -69,6 +69,7 @@ from fmeta.core._types import (
     Output,
     PartialSampler,
     Parts,
+    Pictures,
     PythonSource,
     Stage,
     Staged,
@@ -81,9 +82,9 @@ from fmeta.core._types import (
 
 __all__ = [
     "At", "Examples", "GradFn", "InContext", "Info", "Inner", "InputError", "Learner", "MetaGradient", "Model",
-    "Optimizer", "Output", "PartialSampler", "Parts", "Precision", "PythonSource", "Solver", "Stage", "Staged", "Task",
-    "Tree", "WeighingSteps", "accuracy", "adam", "adamw", "bits", "cg", "chain", "choice", "clip_by_global_norm",
-    "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key", "linear_decay", "loss_weights_of", "masked",
-    "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint", "rmsprop", "sgd", "split",
-    "step_decay", "trajectory", "tree", "uniform", "weighted_mean", "with_precision",
+    "Optimizer", "Output", "PartialSampler", "Parts", "Pictures", "Precision", "PythonSource", "Solver", "Stage",
+    "Staged", "Task", "Tree", "WeighingSteps", "accuracy", "adam", "adamw", "bits", "cg", "chain", "choice",
+    "clip_by_global_norm", "cosine_decay", "cross_entropy", "direct", "eager", "fold", "key", "linear_decay",
+    "loss_weights_of", "masked", "momentum", "mse", "neumann", "normal", "per_step", "permutation", "randint",
+    "rmsprop", "sgd", "split", "step_decay", "trajectory", "tree", "uniform", "weighted_mean", "with_precision",
 ]  # fmt: skip

@@ -62,6 +62,14 @@ class Parts(NamedTuple):
     noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> features; as `Model.noisy`
 
 
+class Pictures(NamedTuple):
+    """What a pretrained network was trained on: `(pictures - mean)/std`, of pictures in 0 .. 1."""
+
+    mean: tuple[float, ...]  # one for each channel
+    std: tuple[float, ...]
+    size: tuple[int, int]  # height, width
+
+
 class Model(NamedTuple):
     """A network as pure functions over its parameters."""
 
@@ -70,6 +78,7 @@ class Model(NamedTuple):
     noisy: Callable[[Tree, Tree, Tensor], Tree] | None = None  # params, x, key -> prediction; what dropout trains with
     calibrate: Callable[[Tree, Tree], Tree] | None = None  # params, x -> params with x's statistics for frozen norms
     parts: Parts | None = None  # None: one piece
+    expects: Pictures | None = None  # what its weights were trained on; None: nobody knows
 
 
 class Optimizer(NamedTuple):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fmeta.core import InputError, Model, Tree
+from fmeta.core import InputError, Model, Pictures, Tree
 from fmeta.core._checks import nearest
 from fmeta.models._from_module import Norm, from_module
+from fmeta.models._weights import loading, misfits, read_weights, renamed
 
 
 def backbone(
     name: str,
     *,
     weights: str | Path | None = None,
+    rename: Callable[[str], str | None] | None = None,
     channels: int = 3,
     norm: Norm | None = None,
     calibrate: Tree = None,
@@ -26,10 +29,16 @@ def backbone(
     """An encoder of the timm library (https://huggingface.co/docs/timm), `[example, channel, height, width]` ->
     `[example, feature]`: "resnet18", "vgg11", and all that `timm.list_models()` lists. Needs the extra `backbones`.
 
+    With weights, `expects` says what pictures timm's pretrained network of that name was trained on:
+
+        x = (pictures - mean)/std,    pictures [example, channel, height, width] in 0 .. 1, of `size`
+
     Args:
         name: timm's.
         weights: None draws them at random, with torch's generator; "hub" downloads timm's pretrained ones; else a local
             file (.safetensors, or .pth read as weights only), whose classifier is left out.
+        rename: for a file: from a name in it to timm's; None leaves a weight out. `lambda name:
+            name.removeprefix("module.")` is for what DataParallel saved.
         channels: of the input; timm sums or repeats pretrained first layers to fit.
         norm: what to do about batch norm, as in `from_module`: "frozen" for pretrained weights, "batch" or "group" to
             train from scratch. None for networks without.
@@ -37,22 +46,64 @@ def backbone(
         options: more of `timm.create_model`.
 
     Raises:
-        InputError: timm is not there or cannot be imported; an unknown name; weights that cannot be had or do not fit.
+        InputError: timm is not there or cannot be imported; an unknown name; weights that cannot be had or do not fit:
+            a file that lacks some, or that has others beside the classifier.
     """
     timm = _timm()
     if name.partition(".")[0] not in timm.list_models():
         raise InputError(f"backbone({name!r}): unknown model; {nearest(name, timm.list_models())}")
+    call = f"backbone({name!r}, weights={None if weights is None else str(weights)!r})"
+    options = {"num_classes": 0, "in_chans": channels, **options}
     if isinstance(weights, Path) or weights not in (None, "hub"):
-        if not Path(weights).is_file():
-            raise InputError(f"backbone(weights={str(weights)!r}): no such file; expected one, 'hub', or None")
-        options = {"pretrained_cfg_overlay": {"file": str(weights), "custom_load": False}, **options}
+        module = _from_file(call, timm, name, renamed(call, read_weights(call, Path(weights)), rename), options)
+    elif rename is not None:
+        raise InputError(f"{call}: rename= is for the names in a file; expected weights='file.safetensors' beside it")
+    else:
+        module = _created(call, timm, name, {"pretrained": weights is not None, **options})
+    model = from_module(module, norm=norm, calibrate=calibrate)
+    return model if weights is None else model._replace(expects=_pictures(module.pretrained_cfg, channels))
+
+
+def _created(call: str, timm: Any, name: str, options: dict[str, Any]) -> Any:
     try:
-        module = timm.create_model(name, pretrained=weights is not None, num_classes=0, in_chans=channels, **options)
+        return timm.create_model(name, **options)
     except Exception as error:  # what a hub, a file format or a state dict can raise
-        raise InputError(
-            f"backbone({name!r}, weights={str(weights)!r}): {error}; expected weights of this network"
-        ) from error
-    return from_module(module, norm=norm, calibrate=calibrate)
+        raise InputError(f"{call}: {error}; expected weights of this network") from error
+
+
+def _from_file(call: str, timm: Any, name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
+    """timm fits them to the network's size and channels, and says nothing of those that it could not place."""
+    overlay = {**options.get("pretrained_cfg_overlay", {}), "state_dict": weights}
+    module: Any = None
+    refused: InputError | None = None
+    with loading() as (missing, unexpected):
+        try:
+            module = _created(call, timm, name, {**options, "pretrained": True, "pretrained_cfg_overlay": overlay})
+        except InputError as error:
+            refused = error
+    if unexpected:
+        unexpected = sorted(set(unexpected) - _names(timm, name, options))
+    if missing or unexpected:
+        raise InputError(f"{call}: {misfits(missing, unexpected)}") from refused
+    if refused is not None:
+        raise refused
+    module.pretrained_cfg["state_dict"] = None
+    return module
+
+
+def _names(timm: Any, name: str, options: dict[str, Any]) -> set[str]:
+    """Of all weights, those of the classifier among them."""
+    return set(timm.create_model(name, **{n: v for n, v in options.items() if n != "num_classes"}).state_dict())
+
+
+def _pictures(config: dict[str, Any], channels: int) -> Pictures:
+    """Of one channel the average, as timm sums weights; of more than three again from the first, as timm repeats."""
+
+    def by_channel(of: tuple[float, ...]) -> tuple[float, ...]:
+        return (sum(of) / len(of),) if channels == 1 else tuple(of[i % len(of)] for i in range(channels))
+
+    height, width = config["input_size"][1:]
+    return Pictures(by_channel(config["mean"]), by_channel(config["std"]), (height, width))
 
 
 def _timm() -> Any:

@@ -78,4 +78,5 @@ def with_head(
         None if noisy is None else lambda params, x, key: classify(params, noisy(params, x, key)),
         None if calibrate is None else lambda params, x: {**params, "encoder": calibrate(params["encoder"], x)},
         Parts(trunk, classify, "head.*", noisy),
+        encoder.expects,
     )

@@ -2,69 +2,15 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from helpers import F64
+from models.laws import Call, Row, both, ids, named, padding, positive, reals
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
-
-from fmeta.core import fold, normal, randint
-
-Draw = Callable[[torch.Tensor, int, int], object]  # key, tasks, examples -> x, leaves [task, example, ...]
-
-
-class Row(NamedTuple):
-    """A module, what it is given, and what may be expected of it."""
-
-    build: Callable[..., nn.Module]  # () -> module; rate -> module, where it draws random numbers
-    draw: Draw
-    norm: str | None = None  # the policy
-    twin: Callable[[], nn.Module] | None = None  # the same in layers that torch differentiates twice, where it cannot
-    refused: tuple[str, ...] = ()  # words of its InputError
-    or_refused: tuple[str, ...] = ()  # words of its InputError, where it is not right
-    random: bool = False
-
-
-def reals(*shape):
-    return lambda key, tasks, examples: normal(key, (tasks, examples, *shape), F64)
-
-
-def positive(*shape):
-    return lambda key, tasks, examples: normal(key, (tasks, examples, *shape), F64).abs() + 0.1
-
-
-def ids(count, *shape):
-    return lambda key, tasks, examples: randint(key, count, (tasks, examples, *shape))
-
-
-def padding(length):
-    """True where there is nothing; the first place is always there."""
-    return lambda key, tasks, examples: torch.arange(length) > randint(key, length, (tasks, examples, 1))
-
-
-def both(*draws):
-    return lambda key, tasks, examples: tuple(d(fold(key, i), tasks, examples) for i, d in enumerate(draws))
-
-
-def named(**draws):
-    return lambda key, tasks, examples: {n: d(fold(key, n), tasks, examples) for n, d in draws.items()}
-
-
-class Call(nn.Module):
-    """Layers by name, and a function of them and the input."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *inputs, **keywords):
-        return self.function(self, *inputs, **keywords)
 
 
 def behind(layer, inputs=4, width=6):

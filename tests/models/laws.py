@@ -176,7 +176,7 @@ def meta_gradients_are_those_of_a_loop_over_the_module(row):
         meta = learner.init(KEY)
         found = {n: fmeta.meta_grad(learner, gradient)(meta, tasks)[0] for n, gradient in EXACT.items()}
         expected = loop_meta_grad(itself(row), loss, tasks, meta, lr=0.02, steps=2)
-        assert max(float(g.abs().max()) for g in expected.values()) > 1e-6
+        assert max(float(g.abs().max()) for g in expected.values() if g.numel()) > 1e-6
         assert {n: d for n, g in found.items() if (d := distance(g, expected)) > 1e-8} == {}
 
 

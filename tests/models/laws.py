@@ -169,7 +169,8 @@ def over_tasks_it_gives_what_the_module_gives_in_eval(row):
 
 
 def meta_gradients_are_those_of_a_loop_over_the_module(row):
-    tasks = fmeta.Task(examples(row, 4, "support"), examples(row, 3, "query"))
+    keys = fmeta.split(KEY, TASKS) if row.random else ()
+    tasks = fmeta.Task(examples(row, 4, "support"), examples(row, 3, "query"), keys)
     with refused_by_name(row):
         model = fmeta.from_module(built(row), norm=row.norm)
         learner = fmeta.maml(model, loss, optimizer=fmeta.sgd(0.02), steps=2)
@@ -206,7 +207,8 @@ def its_noise_is_distributed_as_the_modules(row):
     """Means, mean squares and products of outputs, ours by keys and torch's by its generator: within 5 deviations."""
     model = fmeta.from_module(built(row, RATE), norm=row.norm)
     params, x = model.init(KEY), tree_map(lambda t: t[0], examples(row, 4, "support").x)
-    found = fmeta.over_tasks(lambda *args: flat(model.noisy(*args)), shared=(0, 1))(params, x, fmeta.split(KEY, DRAWS))
+    same = tree_map(lambda t: t.expand(DRAWS, *t.shape), x)
+    found = fmeta.over_tasks(lambda *args: flat(model.noisy(*args)))(params, same, fmeta.split(KEY, DRAWS))
     theirs = itself(row, RATE, train=True).apply
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)

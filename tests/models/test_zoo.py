@@ -3,8 +3,13 @@
 import warnings
 
 import pytest
+import torch
+from helpers import F64
 from models import laws
-from models.zoo import ROWS
+from models.zoo import ROWS, used
+from torch import nn
+
+import fmeta
 
 RIGHT = [name for name, row in ROWS.items() if not row.refused]
 TRAINED = [name for name in RIGHT if ROWS[name].norm in (None, "batch")]  # in training as the policy has them
@@ -44,3 +49,17 @@ def test_its_noise_comes_from_the_key(name):
 @pytest.mark.parametrize("name", RANDOM)
 def test_its_noise_is_distributed_as_the_modules(name):
     laws.its_noise_is_distributed_as_the_modules(ROWS[name])
+
+
+def test_dropout_of_everything_leaves_nothing():
+    model = fmeta.from_module(nn.Sequential(nn.Linear(4, 3), nn.Dropout(1.0)).double())
+    params, x = model.init(laws.KEY), torch.ones(2, 4, dtype=F64)
+    assert torch.equal(model.noisy(params, x, laws.KEY), torch.zeros(2, 3, dtype=F64))
+    assert (model.apply(params, x) != 0).all()
+
+
+def test_spectral_norm_at_rest_is_torchs():
+    torch.manual_seed(0)
+    module = used(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), 4, times=300).eval()
+    model, x = fmeta.from_module(module), torch.randn(5, 4, dtype=F64)
+    torch.testing.assert_close(model.apply(model.init(laws.KEY), x), module(x))

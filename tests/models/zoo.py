@@ -9,7 +9,7 @@ from helpers import F64
 from models.laws import Call, Row, both, ids, named, padding, positive, reals
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 
@@ -522,7 +522,6 @@ def noises():
     return {
         "Dropout": Row(lambda rate: nn.Sequential(behind(nn.Dropout(rate)), nn.Linear(6, 3)), VECTOR, random=True),
         "Dropout-in-place": Row(lambda rate: behind(nn.Dropout(rate, inplace=True)), VECTOR, random=True),
-        "Dropout-of-all": Row(lambda: behind(nn.Dropout(1.0)), VECTOR),
         "Dropout-twice": Row(lambda rate: twice(nn.Dropout(rate)), VECTOR, random=True),
         "Dropout1d": Row(lambda rate: convolved(nn.Dropout1d(rate), 1), LINE, random=True),
         "Dropout2d": Row(lambda rate: convolved(nn.Dropout2d(rate)), PICTURE, random=True),
@@ -788,14 +787,44 @@ def functions():
     }  # fmt: skip
 
 
+class OfNormOne(nn.Module):
+    """What spectral norm stands for, by singular values."""
+
+    def forward(self, weight):
+        return weight / torch.linalg.matrix_norm(weight.flatten(1), 2)
+
+
+def one_sided(layer):
+    """One singular value far above the others, so that power iteration is exact soon."""
+    with torch.no_grad():
+        rows, columns = layer.weight.flatten(1).shape
+        layer.weight.mul_(0.05).add_(torch.outer(torch.randn(rows), torch.randn(columns)).view_as(layer.weight))
+    return layer
+
+
 def spectral():
-    """Networks whose weights are divided by a norm that power iteration has found."""
+    """Networks whose weights are divided by their norm."""
     new, old = parametrizations.spectral_norm, nn.utils.spectral_norm
+
+    def exact(layer):
+        parametrize.register_parametrization(layer, "weight", OfNormOne())
+        return layer
+
     return {
-        "spectral_norm": Row(lambda: used(new(nn.Linear(4, 3)), 4, times=60), VECTOR),
-        "spectral_norm-conv": Row(lambda: used(new(nn.Conv2d(2, 3, 3)), 2, 6, 6, times=60), PICTURE),
-        "spectral_norm-old": Row(lambda: used(old(nn.Linear(4, 3)), 4, times=60), VECTOR),
-    }
+        "spectral_norm": Row(
+            lambda: used(new(one_sided(nn.Linear(4, 3))), 4), VECTOR, twin=lambda: exact(nn.Linear(4, 3))
+        ),
+        "spectral_norm-conv": Row(
+            lambda: used(new(one_sided(nn.Conv2d(2, 3, 3))), 2, 6, 6), PICTURE, twin=lambda: exact(nn.Conv2d(2, 3, 3))
+        ),
+        "spectral_norm-old": Row(
+            lambda: used(old(nn.Linear(4, 3)), 4), VECTOR, refused=("(Linear)", "parametrizations.spectral_norm")
+        ),
+        "weight_norm-old": Row(
+            lambda: behind(nn.utils.weight_norm(nn.Linear(6, 3))), VECTOR,
+            refused=("1 (Linear)", "parametrizations.weight_norm"),
+        ),
+    }  # fmt: skip
 
 
 ROWS = {

@@ -22,9 +22,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNorm
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
 __all__ = [
-    "LEVEL_EDGES", "BatchNorm", "DispatchMode", "RunningNorm", "SpectralNorm", "autocast_is_on", "compiled_by_torch",
-    "compiling", "copy_all", "fake_mode", "fast_bfloat16", "first_of_batch", "is_batched", "is_fake", "level_depth",
-    "mark_compiled", "named_backend", "opened", "pop_levels", "spellings", "trace", "watched", "without_levels",
+    "LEVEL_EDGES", "BatchNorm", "DispatchMode", "Dropout", "RunningNorm", "SpectralNorm", "autocast_is_on",
+    "compiled_by_torch", "compiling", "copy_all", "default_device", "fake_mode", "fast_bfloat16", "first_of_batch",
+    "is_batched", "is_fake", "level_depth", "mark_compiled", "named_backend", "opened", "pop_levels", "spellings",
+    "trace", "watched", "without_levels",
 ]  # fmt: skip
 
 # ---- tensors without data, dispatch --------------------------------------------------------------
@@ -45,12 +46,19 @@ def fake_mode() -> Any:
 
 
 def watched() -> bool:
-    """Whether someone outside must see every operation: a trace, a transform of torch.func, a dispatch mode."""
+    """Whether someone outside must see every operation: a trace, a transform of torch.func, forward mode, a mode."""
     return (
         torch.compiler.is_compiling()
         or _functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or (torch._C._len_torch_function_stack() > 0 and not all(isinstance(m, DefaultDevice) for m in _functions()))
     )
+
+
+def default_device() -> torch.device | None:
+    """Where tensors are made, or None where nobody has said so."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
 
 
 def autocast_is_on() -> bool:

@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
-
-import torch
 
 from fmeta.core import InputError, Stage, Staged, eager
 from fmeta.core._checks import nearest
@@ -23,12 +22,14 @@ from fmeta.core.tree import tree_flatten
 from fmeta.execution import _graph
 from fmeta.execution._announce import announce, announce_compilation
 from fmeta.execution._auto import measured
+from fmeta.execution._effects import LIBRARIES, KeptError
 from fmeta.execution._graph import Backend, compile_graph
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._signature import differences, kind, settings, signature
 
 Scope = Literal["none", "whole", "step", "auto"]
 _REPORT = "the issues of fmeta, with the model"
+_TRACING = threading.RLock()  # tracing and torch's compilers change state of the whole process
 
 
 class RetraceWarning(UserWarning):
@@ -53,14 +54,18 @@ def compile(
     """`function`, which may take derivatives inside, compiled: `fmeta.compile(trainer.step)`.
 
     It is run once on tensors without data, `torch.func` and all, and the operations seen are compiled by a backend of
-    torch.compile. As in JAX, only tensors among its arguments can change from call to call: what it reads besides them
-    counts as constant, and it must not decide by a tensor's values.
+    torch.compile. As in JAX, only tensors among its arguments can change from call to call, and it must not decide by
+    a tensor's values. What it reads besides counts as constant: a number, a list or a tensor put in place of another
+    in its closure is not seen, while a tensor changed in place is. PyTorch's own global state (gradient and inference
+    mode, autocast, default type and device, precision of products, deterministic mode) is looked at in every call.
 
     Inputs of a function that comes from `meta_grad` or `trainer` are checked at its first call. Other shapes compile
     once more, with a `RetraceWarning` that names what changed. Where compiling fails, or the default backend has no
-    working C++ compiler, the function runs eager, with one `CompileWarning`; its result is the same. Under
-    transforms of torch.func and under dispatch modes (a FLOP counter) it runs as it is. What is compiled, and about how
-    long that will be, goes to the logger "fmeta"; where no logging is set up, to the terminal.
+    working C++ compiler, the function runs eager, with one `CompileWarning`; its result is the same. So does one that
+    changes a tensor of its closure in place. Under transforms of torch.func, in forward mode and under modes (a FLOP
+    counter) it runs as it is, and so does a call that changes an argument in place which shares memory with another.
+    What is compiled, and about how long that will be, goes to the logger "fmeta"; where no logging is set up, to the
+    terminal.
 
     Args:
         function: of trees of tensors; for "step" and "auto" it comes from `meta_grad` or `trainer`.
@@ -71,7 +76,8 @@ def compile(
         backend: of torch.compile.
 
     Raises:
-        InputError: an unknown scope; a scope that the function cannot be compiled in.
+        InputError: an unknown scope; a scope that the function cannot be compiled in; when it is called, a function
+            that keeps a tensor which it made, in a cache or a list: call it once before it is compiled.
     """
     if scope not in get_args(Scope):
         raise InputError(f"compile(scope={scope!r}): unknown scope; {nearest(str(scope), get_args(Scope))}")
@@ -99,10 +105,13 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
     graphs: dict[Any, Callable[..., Any]] = {}
     latest: dict[str, str] | None = None  # the inputs it was last compiled for
     failed = False
+    spoiled: KeptError | None = None
 
     @functools.wraps(function, updated=())
     def compiled(*args: Any, **keywords: Any) -> Any:
-        nonlocal latest, failed
+        nonlocal failed
+        if spoiled is not None:
+            raise spoiled
         if failed or watched():
             return function(*args, **keywords)
         leaves, structure = tree_flatten((args, keywords))
@@ -112,22 +121,35 @@ def _one_graph(function: Callable[..., Any], backend: Backend) -> Callable[..., 
             return run(leaves)
         if check is not None and latest is None:
             check(*args, **keywords)
-        run, problem = _attempt(function, name, leaves, structure, backend)
-        if run is None:
+        with _TRACING:
+            problem = "" if key in graphs else build(key, leaves, structure, signature(args, keywords))
+        if problem:
             result = function(*args, **keywords)  # bad input ends here, under its own name
             failed = True
             warnings.warn(problem, CompileWarning, stacklevel=2)
             return result
+        return graphs[key](leaves)
+
+    def build(key: Any, leaves: list[Any], structure: Any, now: dict[str, str]) -> str:
+        """Adds the graph for these leaves; returns why there is none."""
+        nonlocal latest, spoiled
+        try:
+            run, problem = _attempt(function, name, leaves, structure, backend)
+        except KeptError as error:
+            spoiled = error
+            raise
+        if run is None:
+            return problem
         graphs[key] = run
-        before, latest = latest, signature(args, keywords)
+        before, latest = latest, now
         if before is not None:
             warnings.warn(
                 f"{name} was compiled once more, because its input changed: {differences(before, latest)}; expected "
                 "one compilation for all steps; drop or pad a smaller last batch",
                 RetraceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return run(leaves)
+        return ""
 
     mark_compiled(compiled, function)
     return compiled
@@ -140,7 +162,9 @@ def _attempt(
     told = functools.partial(announce_compilation, name) if backend == "inductor" else lambda operations: None
     try:
         with interruptible():
-            return compile_graph(function, leaves, structure, backend, told), ""
+            return compile_graph(function, leaves, structure, backend, name, told), ""
+    except KeptError:
+        raise
     except Exception as error:  # whatever a backend or the caller's own code may raise
         return None, _why(name, error)
 
@@ -153,8 +177,7 @@ def _why(name: str, error: Exception) -> str:
     """What stopped the compiler, and the last line of the user's own that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     traced = [i for i, frame in enumerate(frames) if frame.name == "flat" and frame.filename == _graph.__file__]
-    libraries = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
-    own = [frame for frame in frames[traced[-1] :] if not frame.filename.startswith(libraries)] if traced else []
+    own = [frame for frame in frames[traced[-1] :] if not frame.filename.startswith(LIBRARIES)] if traced else []
     where = f" at {own[-1].line!r} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0][:200] if lines else "no message"

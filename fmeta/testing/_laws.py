@@ -360,7 +360,7 @@ def compiled_equals_eager(case: Case) -> Skipped:
 
 
 def compiled_on_aliased_arguments_equals_eager(case: Case) -> Skipped:
-    """A first call that passes one tensor in two places is no promise that later calls do."""
+    """A first call that passes one tensor in two places is no promise that later calls do; nor are views of one."""
     tasks = case.tasks
     if not tree_leaves(tasks.support):
         return "the tasks have no support set to stand for the query too"
@@ -370,6 +370,11 @@ def compiled_on_aliased_arguments_equals_eager(case: Case) -> Skipped:
     apart = tasks._replace(query=tree_map(lambda leaf: leaf.flip(0), tasks.support))
     near(run(case.meta, aliased), eager(case.meta, tree_map(torch.clone, aliased)), "support and query one tensor")
     near(run(case.meta, apart), eager(case.meta, apart), "two tensors, after a call with one")
+    count = len(tree_leaves(tasks.support)[0])
+    twice = tree_map(lambda leaf: torch.cat([leaf, leaf.flip(0)]), tasks.support)
+    first, last = (tree_map(lambda leaf, b=b: leaf[b : b + count], twice) for b in (0, 1))
+    views = tasks._replace(support=first, query=last)
+    near(run(case.meta, views), eager(case.meta, tree_map(torch.clone, views)), "views of one tensor")
     return None
 
 

@@ -236,6 +236,18 @@ def test_a_function_that_keeps_what_it_makes_is_refused(make):
     sevens.cache_clear()
 
 
+def test_a_function_that_fails_while_it_is_traced_keeps_nothing():
+    def function(x):
+        twice = x * 2
+        try:
+            return twice if twice.sum() > 0 else x
+        except RuntimeError as error:
+            raise ValueError("on the way") from error
+
+    with pytest.warns(CompileWarning, match="could not be compiled"):
+        assert torch.equal(fmeta.compile(function, backend="aot_eager")(row()), 2 * row())
+
+
 @pytest.mark.parametrize("make", [kept_in_a_cache, Remembers])
 def test_what_was_kept_before_is_taken_as_it_is(make):
     function, x = make(), torch.tensor([1.0, 2.0, 3.0])
@@ -290,9 +302,16 @@ def deterministic():
 
 
 class Doubling(torch.overrides.TorchFunctionMode):
+    """Doubles sines."""
+
+    seen = 0
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        return found * 2 if func is torch.Tensor.sin else found
+        if func is not torch.Tensor.sin:
+            return found
+        self.seen += 1
+        return found * 2
 
 
 AROUND = {
@@ -342,12 +361,25 @@ def test_precisions_set_for_each_library_are_no_obstacle():
         assert agrees(lambda x: x * 2, lambda: (row(),))
 
 
-def test_forward_mode_has_its_tangents():
-    run, x = fmeta.compile(torch.sin, backend="aot_eager"), row()
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_forward_mode_has_its_tangents(backend):
+    run, x = fmeta.compile(torch.sin, backend=backend), row()
     run(x)
     with torch.autograd.forward_ad.dual_level():
         found = run(torch.autograd.forward_ad.make_dual(x, torch.ones(6)))
         assert torch.allclose(torch.autograd.forward_ad.unpack_dual(found).tangent, x.cos())
+
+
+def test_inference_mode_is_told_from_no_grad():
+    assert agrees(reads_all, *[lambda: (row().view(2, 3),)] * 2, around=[torch.no_grad, torch.inference_mode])
+
+
+def test_a_function_mode_sees_every_call():
+    run, x = fmeta.compile(lambda x: x.sin(), backend="aot_eager"), row()
+    with Doubling() as mode:
+        found = [run(x) for _ in range(2)]
+    assert mode.seen == 2
+    assert all(torch.equal(each, 2 * x.sin()) for each in found)
 
 
 # ---- kinds of arguments --------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def _failed(arguments: Sequence[str], error: Exception) -> int:
     if isinstance(error, OSError):
         _say(f"{error}; expected files and folders that can be read and written")
     elif type(error).__module__.startswith("fmeta."):
-        _say(str(error))
+        _say(in_options(arguments, error))
     else:
         what = " ".join(str(error).split()) or "no message"
         _say(f"{arguments[0]}: {type(error).__name__}: {what}; FMETA_TRACEBACK=1 shows where")
@@ -121,7 +121,7 @@ _CALL = re.compile(r"^(\w[\w.]*)\(((?:[^()]|\([^()]*\))*)\)(?=[: ])")
 _ARGUMENT = re.compile(r"(\w+)=('[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^()]*\)|[^,]+)(?:, |$)")
 
 
-def in_options(arguments: Sequence[str], error: InputError) -> str:
+def in_options(arguments: Sequence[str], error: Exception) -> str:
     """The message as who typed these words reads it: `--ways 30` for `episodes(ways=30)`."""
     if isinstance(error, OptionError):
         known = map(spelled, error.known) if isinstance(error, UnknownOption) else ()

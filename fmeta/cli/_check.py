@@ -43,7 +43,7 @@ def _check(of: Experiment) -> None:
     printing.say("comparing with finite differences, parameter by parameter")
     phases = of.phases(learner)
     gradient = phases[max(phases)]
-    report = check_meta_grad(learner, learner.init(of.key()), tasks, gradient)
+    report = check_meta_grad(learner, of.initial(learner), tasks, gradient)
     remarks = dict.fromkeys(report.detached, "detached: the loss depends on it")
     remarks |= dict.fromkeys(report.kinks, "kinks: finite differences disagree")
     remarks |= dict.fromkeys(report.without_gradient, "no gradient, no influence")

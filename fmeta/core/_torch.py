@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
@@ -15,17 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as without_levels
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of axes
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # batch and instance norms
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNorm
+from torch.overrides import _get_current_function_mode_stack as _functions
+from torch.utils._device import DeviceContext as DefaultDevice
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
 __all__ = [
-    "LEVEL_EDGES", "BatchNorm", "DispatchMode", "Dropout", "RunningNorm", "SpectralNorm", "autocast_is_on",
-    "compiled_by_torch", "compiling", "copy_all", "default_device", "fake_mode", "fast_bfloat16", "first_of_batch",
-    "is_batched", "is_fake", "level_depth", "mark_compiled", "named_backend", "opened", "pop_levels", "spellings",
-    "trace", "watched", "without_levels",
+    "LEVEL_EDGES", "BatchNorm", "DispatchMode", "RunningNorm", "SpectralNorm", "autocast_is_on", "compiled_by_torch",
+    "compiling", "copy_all", "default_device", "fake_mode", "fast_bfloat16", "first_of_batch", "is_batched", "is_fake",
+    "level_depth", "mark_compiled", "named_backend", "opened", "pop_levels", "silent_fakes", "spellings", "trace",
+    "watched", "without_levels",
 ]  # fmt: skip
 
 # ---- tensors without data, dispatch --------------------------------------------------------------
@@ -43,6 +47,17 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)  # what a function holds, such as data
+
+
+@contextlib.contextmanager
+def silent_fakes() -> Iterator[None]:
+    """Within it an operation that fails on tensors without data raises its error and logs nothing."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def watched() -> bool:

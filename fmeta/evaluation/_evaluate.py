@@ -16,6 +16,7 @@ from fmeta.evaluation._alone import check_alone, measure_alone
 from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_classes, count_classes
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
 from fmeta.execution._interrupt import interruptible
+from fmeta.execution._memory import check_work
 from fmeta.gradients._first_look import check_numbers, first_look, some_key, with_keys
 from fmeta.operators._over_tasks import over_tasks
 
@@ -104,6 +105,7 @@ def evaluate(
         InputError: bad meta or tasks, steps that are no whole numbers, steps for a learner that takes none, fewer than
             two ways, predictions or labels that do not fit `ways`, classes that do not fit the tasks, support and query
             examples of different shapes with `inductive`.
+        OutOfMemoryError: a chunk of tasks does not fit.
     """
     check_meta("evaluate", meta)
     count = check_tasks("evaluate", tasks)
@@ -135,6 +137,10 @@ def evaluate(
 
     parts = []
     with torch.no_grad():
+        first = tree.tree_map(lambda t: t[:chunk], tasks)
+        check_work(
+            f"evaluate(chunk={chunk})", "adapting to a chunk of tasks", "lower chunk", over_tasks(one), meta, first
+        )
         for begin in range(0, count, chunk):
             piece = tree.tree_map(lambda t, begin=begin: t[begin : begin + chunk], tasks)
             values, logits = over_tasks(one)(meta, piece)

@@ -1,8 +1,9 @@
-"""What a meta-gradient would need of memory, found without computing it, and advice where it did not fit."""
+"""What work would need of memory, found without computing it; what does not fit is refused before it is begun."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +13,51 @@ import torch
 from torch import Tensor
 
 from fmeta.core import Learner, MetaGradient, Stage, Staged, Task, Tree, eager
-from fmeta.core._torch import DispatchMode, fake_mode
+from fmeta.core._torch import DispatchMode, fake_mode, silent_fakes
 from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution._interrupt import interruptible
 from fmeta.gradients import adjoint, first_order, unrolled
 
 Build = Callable[[MetaGradient, Stage], Staged]  # the training step with a meta-gradient, as `Trainer.build`
+# work takes less than so many times the bytes of its tasks and of meta for each of them; where that is a small share
+# of what is free, nothing is estimated
+_TIMES, _SHARE = 100, 0.05
+_COMPILED = 4.0  # what eager code may need for compiled code not to be given up
 
 
 class OutOfMemoryError(RuntimeError):
-    """A meta-step did not fit. The message says which meta-gradients and chunk sizes would."""
+    """Something does not fit into memory. The message says what would: for a meta-step, which meta-gradients."""
+
+
+def check_room(call: str, what: str, cure: str, device: torch.device, function: Callable[..., Any], *args: Any) -> None:
+    """Raises OutOfMemoryError if `function(*args)` would need more memory than is free.
+
+    The function is run on tensors without data. One that looks at values cannot be estimated, and passes.
+    """
+    free = free_memory(device)
+    needed = None if free is None else _estimated(function, *args)
+    if free is not None and needed is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{call}: {what} would need about {_gib(needed)}, and about {_gib(free)} are free; {cure}"
+        )
+
+
+def check_work(call: str, what: str, cure: str, function: Callable[[Tree, Task], Any], meta: Tree, tasks: Task) -> None:
+    """`check_room` for work on tasks, at no cost where these are small."""
+    device = tree_leaves(tasks)[0].device
+    if _heavy(meta, tasks, free_memory(device)):
+        check_room(call, what, cure, device, function, meta, tasks)
+
+
+@contextlib.contextmanager
+def running_out(call: str, what: str, cure: str) -> Iterator[None]:
+    """Raises OutOfMemoryError where memory ended within, for what could not be estimated."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if not _ran_out(error):
+            raise
+        raise OutOfMemoryError(f"{call}: out of memory for {what}; {cure}") from error
 
 
 def peak_memory(function: Callable[..., Any], *args: Tree) -> int:
@@ -68,16 +104,24 @@ class _Living(DispatchMode):
 
 
 class MemoryAdvice:
-    """Turns running out of memory into an `OutOfMemoryError` that says what would fit where this was made.
+    """Raises an `OutOfMemoryError` that says what would fit, before the first step of each meta-gradient, and where
+    memory ended in one.
 
-    What is free is looked at once, before any step: after one failed, its tensors live on as long as the error does.
+    What is free is looked at before any step: after one failed, its tensors live on as long as the error does.
     """
 
-    def __init__(self, name: str, learner: Learner | None, build: Build | None, device: torch.device) -> None:
+    def __init__(
+        self, name: str, learner: Learner | None, build: Build | None, device: torch.device, *, compiled: bool = False
+    ) -> None:
         self.name, self.learner, self.build, self.free = name, learner, build, free_memory(device)
+        self.device, self.compiled = device, compiled
+        self._seen: list[MetaGradient] = []
 
     @contextlib.contextmanager
     def __call__(self, gradient: MetaGradient | None, state: Tree, tasks: Task) -> Iterator[None]:
+        if gradient is not None and not any(gradient is seen for seen in self._seen):
+            self._seen.append(gradient)
+            self._look_ahead(gradient, state, tasks)
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -89,6 +133,19 @@ class MemoryAdvice:
                 with contextlib.suppress(Exception), interruptible():  # what looks at values cannot be estimated
                     news += self._advice(self.build, gradient, state, tasks)
             raise OutOfMemoryError(news) from error
+
+    def _look_ahead(self, gradient: MetaGradient, state: Tree, tasks: Task) -> None:
+        free = free_memory(self.device)
+        if free is None or self.build is None or not _heavy(state, tasks, free):
+            return
+        needed = _estimated(self.build(gradient, eager), state, tasks)
+        if needed is None or needed <= free * (_COMPILED if self.compiled else 1.0):
+            return
+        self.free = free
+        news = f"fit({self.name}): no room on {self.device} for {len(tree_leaves(tasks)[0])} tasks in a meta-step"
+        with contextlib.suppress(Exception), interruptible():
+            news += self._advice(self.build, gradient, state, tasks)
+        raise OutOfMemoryError(news)
 
     def _advice(self, build: Build, gradient: MetaGradient, state: Tree, tasks: Task) -> str:
         count, free = len(tree_leaves(tasks)[0]), self.free
@@ -108,19 +165,40 @@ class MemoryAdvice:
         known = "" if free is None else f"; about {_gib(free)} were free"
         return (
             f"{known}. Estimates, run eager: {'; '.join(rows)}. Take one that fits; fmeta.chunked(gradient, size) "
-            "takes so many tasks at a time and computes the same"
+            "takes so many tasks at a time and computes the same, and a smaller meta-batch takes less"
         )
 
 
+_TOO_LARGE = "can't allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow"
+
+
 def _ran_out(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OverflowError):
+        return True
+    return any(said in str(error) for said in _TOO_LARGE)
+
+
+def _estimated(function: Callable[..., Any], *args: Any) -> int | None:
+    """`peak_memory`, or None for what looks at values."""
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"), interruptible(), silent_fakes():
+        return peak_memory(function, *args)
+    return None
+
+
+def _heavy(meta: Tree, tasks: Task, free: int | None) -> bool:
+    """Whether work on these tasks could take more than a small share of what is free."""
+    count = len(tree_leaves(tasks)[0])
+    return free is not None and _TIMES * (count * _bytes(meta) + _bytes(tasks)) > _SHARE * free
+
+
+def _bytes(values: Tree) -> int:
+    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
 def _linear(step: Callable[..., Any], state: Tree, tasks: Task) -> tuple[float, float]:
     """Bytes whatever the number of tasks, and for each task, by two tasks and four."""
     two, four = (
-        peak_memory(step, state, tree_map(lambda leaf, n=n: leaf[:1].repeat(n, *[1] * (leaf.ndim - 1)), tasks))
-        for n in (2, 4)
+        peak_memory(step, state, tree_map(lambda leaf, n=n: leaf[:1].expand(n, *leaf.shape[1:]), tasks)) for n in (2, 4)
     )
     return max(0, 2 * two - four), max(0, (four - two) / 2)
 

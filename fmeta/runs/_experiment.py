@@ -26,13 +26,14 @@ from fmeta.runs._options import (
 )
 from fmeta.runs._recipe import Offer, Recipe
 from fmeta.runs._recipe_checks import brought, check_ignored, check_names, made_recipe
+from fmeta.runs._room import check_memory, said, within_memory
 from fmeta.runs._rows import addressed, offered, row_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fmeta.core import Learner, MetaGradient, Optimizer, Task
+    from fmeta.core import Learner, MetaGradient, Optimizer, Task, Tree
     from fmeta.tasks import Sampler, Split
 
 
@@ -148,13 +149,17 @@ class Experiment:
         source = (self.learner or LearnerRow()).sampler(self.recipe, split, self.device())
         return brought(self.recipe, f"sampler({split!r})", source, callable(source), "(key, count) -> tasks")
 
+    def initial(self, learner: Learner) -> Tree:
+        """The learner's meta-parameters before training. Raises OutOfMemoryError where they do not fit."""
+        return within_memory(self, "the network", {}, learner.init, self.key())
+
     def validation(self, count: int) -> Task:
         """The fixed list of validation tasks: the same for the same seed."""
-        return _drawn(self, "validation", count)
+        return _drawn(self, "validation", count, "validation_tasks")
 
     def test_tasks(self, count: int) -> Task:
         """The fixed list of test tasks: the same for the same seed."""
-        return _drawn(self, "test", count)
+        return _drawn(self, "test", count, "tasks")
 
     def test_classes(self, count: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """Which class each label of the test tasks stands for, and all names; None where there are no classes."""
@@ -169,19 +174,23 @@ class Experiment:
     def ready(self) -> Ready:
         """The parts of the run, each tried once, so that nothing fails after the folder of the run was made."""
         from fmeta.core import tree
+        from fmeta.execution._memory import check_work
         from fmeta.gradients import meta_grad
 
         self.run.check(tuple(dict.fromkeys(("loss", self.recipe.metric.name))))
         check_ignored(self.recipe, self.run)
         self.use_threads()
         train, validation = self.sampler("train"), self.validation(self.run.validation_tasks)
-        self.sampler("test")
+        check_memory(self, "the tasks of a meta-step", {"meta_batch": self.run.meta_batch}, train, self.key())
+        check_memory(self, "the test tasks", {"eval_tasks": self.run.eval_tasks}, self.sampler("test"), self.key())
         learner = self.build_learner()
-        phases = self.phases(learner)
+        phases, meta = self.phases(learner), self.initial(learner)
         with warnings.catch_warnings(action="ignore"):  # training gives them
             one = tree.tree_map(lambda t: t[:1], validation)
             for gradient in phases.values():
-                _, info = meta_grad(learner, gradient)(learner.init(self.key()), one)
+                grads = meta_grad(learner, gradient)
+                check_work(*said(self, "a meta-step of one task", {}), grads, meta, one)
+                _, info = grads(meta, one)
         figures, metric = ("loss", *info.metrics), self.recipe.metric.name
         brought(self.recipe, "metric", metric, metric in figures, f"what its learner reports: {', '.join(figures)}")
         return Ready(learner, self.optimizer(), phases, train, validation)
@@ -261,12 +270,13 @@ def _learner_of(of: Experiment) -> Learner:
     return learner if offer.finish is None else offer.finish(learner)
 
 
-def _drawn(of: Experiment, split: Split, count: int) -> Task:
+def _drawn(of: Experiment, split: Split, count: int, option: str) -> Task:
     """The fixed list of tasks of a split: the same for the same seed."""
     from fmeta.core import fold
     from fmeta.core._checks import check_tasks
 
-    tasks = of.sampler(split)(fold(of.key(), f"{split} tasks"), count)
+    key = fold(of.key(), f"{split} tasks")
+    tasks = within_memory(of, f"the {split} tasks", {option: count}, of.sampler(split), key)
     found = check_tasks(f"recipe {of.recipe.name}: sampler({split!r})", tasks)
     if found != count:
         raise InputError(f"recipe {of.recipe.name}: sampler({split!r}) drew {found} tasks; expected {count}, as asked")

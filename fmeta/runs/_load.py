@@ -50,7 +50,7 @@ def load(
     found = moved(opened.experiment, device, data_dir)
     found.use_threads()
     learner = found.build_learner()
-    like = learner.init(found.key())
+    like = found.initial(learner)
     meta, step = read_chosen(opened.folder, checkpoint, lambda path: (load_meta(path, like), int(path.name)))
     return Trained(opened, found, learner, meta, step)
 

@@ -22,6 +22,7 @@ from fmeta.training._brief import grouped
 from fmeta.training._logging import Logging
 from fmeta.training._progress import Every, NonFiniteError, Progress
 from fmeta.training._ranks import Ranks, RanksDifferError
+from fmeta.training._room import check_batches, drawing, initial_state
 from fmeta.training._run_files import RunFiles, SaveError, Saving, claimed
 from fmeta.training._steps import Steps, check_bare, check_state
 from fmeta.training._trainer import Trainer, trainer
@@ -105,7 +106,8 @@ def fit(
         NonFiniteError: a loss or gradient that is not finite. The last good state is in the last checkpoint.
         OtherRankError: another process could not begin, for the reason given.
         SaveError: the run could not be written, as on a full disk. The last checkpoint is whole.
-        OutOfMemoryError: the tasks do not fit; the message says what would.
+        OutOfMemoryError: the network, the tasks or a meta-step do not fit, before they are begun where that can be
+            estimated; the message says what would.
         KeyboardInterrupt: after the state was saved (several processes on CUDA: where the others still answer).
     """
     chosen, sources = _chosen(what, gradient)
@@ -120,8 +122,9 @@ def fit(
     check_bare(chosen, ranks)
     part = range(meta_batch) if chosen.whole_batch else ranks.part(meta_batch)
     place = None if saving.recipe is None else find_object("fit(recipe=…)", saving.recipe)[0]
-    state = chosen.init(fold(key, "initialisation"))
+    state = initial_state(chosen, fold(key, "initialisation"))
     check_state(chosen.name, state)
+    check_batches(sources.values(), fold(key, "tasks"), meta_batch, part)
     with contextlib.ExitStack() as stack:
         files, history = None, list[dict[str, Any]]()
         with ranks.together(key.device):
@@ -144,11 +147,13 @@ def fit(
         start = at
         batches = Batches(sources, fold(key, "tasks"), meta_batch, at, part)
         steps = Steps(chosen, run, ranks, meta_batch, batches)
-        advice = MemoryAdvice(chosen.name, chosen.learner, chosen.build, key.device)
+        advice = MemoryAdvice(chosen.name, chosen.learner, chosen.build, key.device, compiled=scope != "none")
         try:
             with interruptible():
                 while at < iterations and not progress.stopped:
-                    tasks = batches.draw() if chosen.host is None else chosen.host(state, batches.draw())
+                    with drawing(meta_batch):
+                        drawn = batches.draw()
+                    tasks = drawn if chosen.host is None else chosen.host(state, drawn)
                     progress.window.lap("sampling")
                     with advice(steps.gradient(at), state, tasks):
                         new, info = steps.at(at, state, tasks)(state, tasks)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fmeta.cli import _printing, main
 from fmeta.core import adam, key
+from fmeta.execution import _memory
 from fmeta.runs import _train, load
 from fmeta.training import save_checkpoint, trainer
 from fmeta.training._checkpoint import checkpoints
@@ -936,3 +937,46 @@ def test_glyphs_refuse_more_examples_than_drawings(tmp_path, fails):
     message = fails("train", "glyphs", "--drawings", "2", "--query", "2", "--run-dir", tmp_path / "run")
     assert "has 2 examples; expected at least shots + query = 3" in message
     assert not (tmp_path / "run").exists()
+
+
+# ---- memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--hidden", "100000", "100000"], "the network"),
+        (["--shots", "1000000000"], "the validation tasks"),
+        (["--query", "1000000000"], "the tasks of a meta-step"),
+        (["--meta-batch", "100000000"], "the tasks of a meta-step"),
+        (["--validation-tasks", "100000000"], "the validation tasks"),
+        (["--eval-tasks", "100000000"], "the test tasks"),
+    ],
+)
+def test_options_that_ask_for_more_memory_than_there_is(fails, tmp_path, monkeypatch, options, what):
+    monkeypatch.setattr(_memory, "free_memory", lambda device: 8 << 30)
+    message = fails("train", "sinusoid", *options, "--run-dir", tmp_path / "run", status=1)
+    option = options[0].removeprefix("--").replace("-", "_")
+    assert message.startswith(f"fmeta: train {' '.join(options)}: {what} would need about ")
+    assert message.endswith(f"GiB, and about 8 GiB are free; lower {option}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_beyond_all_memory(fails):
+    options = ["--hidden", "10000000000", "10000000000"]
+    message = fails("check", "sinusoid", *options, status=1)
+    assert message == f"fmeta: check {' '.join(options)}: out of memory for the network; lower hidden\n"
+
+
+def test_evaluate_of_more_tasks_than_there_is_memory_for(fails, run, monkeypatch):
+    monkeypatch.setattr(_memory, "free_memory", lambda device: 8 << 30)
+    message = fails("evaluate", run, "--tasks", "100000000", status=1)
+    assert "fmeta: evaluate --tasks 100000000: the test tasks would need about " in message
+
+
+def test_ordinary_options_cost_no_estimate(tmp_path, monkeypatch):
+    """Nothing is looked at but the state and the tasks of `fit`."""
+    calls, peak = [], _memory.peak_memory
+    monkeypatch.setattr(_memory, "peak_memory", lambda f, *args: calls.append(f) or peak(f, *args))
+    assert main(["train", "sinusoid", *TINY, "--run-dir", str(tmp_path / "run")]) == 0
+    assert len(calls) == 2

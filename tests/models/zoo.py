@@ -575,6 +575,18 @@ class Nested(nn.Module):
         return self.fixed(h) * self.scales[1]
 
 
+class Chosen(nn.Module):
+    """Decides in its constructor which of its methods is forward, as timm's FasterNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.forward = self.squashed
+
+    def squashed(self, x):
+        return torch.tanh(self.layer(x))
+
+
 class Outputs(NamedTuple):
     logits: torch.Tensor
     hidden: list
@@ -616,6 +628,7 @@ def structures():
         ),
         "tuple-in-tuple-out": Row(lambda: Call(outputs, layer=nn.Linear(4, 3)), both(reals(4), positive(4))),
         "hooks": Row(hooked, VECTOR),
+        "forward-chosen": Row(lambda: Chosen(), VECTOR),
         "frozen-half": Row(lambda: nn.Sequential(nn.Linear(4, 4).requires_grad_(False), square()), VECTOR),
         "low-rank-adapter": Row(
             lambda: Call(

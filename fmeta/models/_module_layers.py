@@ -53,7 +53,8 @@ def check_layers(module: nn.Module) -> None:
             )
     for name, layer in module.named_modules():
         here = f"from_module: {named(name, layer)}"
-        if "forward" in vars(layer):
+        own = vars(layer).get("forward")
+        if own is not None and getattr(own, "__self__", None) is not layer:  # a copy rebinds methods of the layer's own
             raise InputError(
                 f"{here} has a forward set on the instance, which keeps the old weights; expected it in the class"
             )

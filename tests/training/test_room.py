@@ -6,6 +6,7 @@ import torch
 import fmeta
 from fmeta.core import key
 from fmeta.execution import _memory
+from fmeta.training import _fit
 
 LEARNER = fmeta.maml(fmeta.models.mlp([1, 8, 1]), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
 HUGE = fmeta.maml(fmeta.models.mlp([1, 100_000, 100_000, 1]), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
@@ -62,6 +63,22 @@ def test_a_step_that_does_not_fit_is_refused(calls, monkeypatch):
     learner = fmeta.maml(fmeta.models.mlp([1, 256, 1]), fmeta.mse, optimizer=fmeta.sgd(0.02), steps=1)
     with pytest.raises(fmeta.OutOfMemoryError, match=r"fit\(maml\): no room on cpu for 8 tasks .* adjoint\(\) .*GiB"):
         train(learner, fmeta.tasks.sinusoid(shots=10_000, query=10_000), meta_batch=8)
+
+
+@pytest.mark.parametrize("scope", ["none", "whole"])
+def test_a_compiled_step_is_given_up_later(calls, monkeypatch, scope):
+    """At what eager code needs and more, but not at much more."""
+    told = []
+
+    class Advice(_memory.MemoryAdvice):
+        def _look_ahead(self, gradient, state, tasks):
+            told.append(self.compiled)
+            raise KeyboardInterrupt  # before it is compiled
+
+    monkeypatch.setattr(_fit, "MemoryAdvice", Advice)
+    with pytest.raises(KeyboardInterrupt):
+        train(scope=scope)
+    assert told == [scope != "none"]
 
 
 def test_a_small_run_is_looked_at_twice_however_long_it_is(calls):

@@ -79,8 +79,8 @@ def compile_graph(
         effects.check_kept(name, error)
         raise
     effects.check_kept(name)
-    held = [*graph.buffers(), *graph.parameters()]  # what it closes over
-    if effects.writes and overlap(tensors + held):
+    writes, held = effects.writes, [*graph.buffers(), *graph.parameters()]  # and what it closes over
+    if writes and overlap(tensors + held):
         raise Unfit("it changes an argument in place that shares memory with another, or with what it closes over")
     graph = without_transposed_products(graph)
     traced(len(graph.graph.nodes))
@@ -91,7 +91,7 @@ def compile_graph(
 
     def run(leaves: Sequence[Any]) -> Any:
         given = [leaves[i] for i in places]
-        if effects.writes and overlap(given + held):  # what is written here is read there
+        if writes and overlap(given + held):  # what is written here is read there
             args, keywords = structure.unflatten(leaves)
             return function(*args, **keywords)
         found = compiled(*given)

@@ -21,15 +21,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of any number of axes
 from torch.nn.modules.batchnorm import _NormBase as RunningNorm  # batch and instance norms
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNorm
-from torch.overrides import _get_current_function_mode_stack as _functions
+from torch.overrides import _get_current_function_mode_stack as function_modes
 from torch.utils._device import DeviceContext as DefaultDevice
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
 __all__ = [
     "LEVEL_EDGES", "BatchNorm", "DispatchMode", "RunningNorm", "SpectralNorm", "autocast_is_on", "compiled_by_torch",
-    "compiling", "copy_all", "default_device", "fake_mode", "fast_bfloat16", "first_of_batch", "is_batched", "is_fake",
-    "level_depth", "mark_compiled", "named_backend", "opened", "pop_levels", "silent_fakes", "spellings", "trace",
-    "watched", "without_levels",
+    "compiling", "copy_all", "default_device", "fake_mode", "fast_bfloat16", "first_of_batch", "function_modes",
+    "is_batched", "is_fake", "level_depth", "mark_compiled", "named_backend", "opened", "pop_levels", "silent_fakes",
+    "spellings", "trace", "watched", "without_levels",
 ]  # fmt: skip
 
 # ---- tensors without data, dispatch --------------------------------------------------------------
@@ -67,7 +67,9 @@ def watched() -> bool:
         or _functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-        or (torch._C._len_torch_function_stack() > 0 and not all(isinstance(m, DefaultDevice) for m in _functions()))
+        or (
+            torch._C._len_torch_function_stack() > 0 and not all(isinstance(m, DefaultDevice) for m in function_modes())
+        )
     )
 
 

@@ -17,7 +17,7 @@ from fmeta.evaluation._class_counts import ClassCounts, TaskClasses, check_class
 from fmeta.evaluation._classification import Calibration, judge, predict_classes
 from fmeta.execution._interrupt import interruptible
 from fmeta.execution._memory import check_work
-from fmeta.gradients._first_look import check_numbers, first_look, some_key, with_keys
+from fmeta.gradients._first_look import check_finite, first_look, some_key, with_keys
 from fmeta.operators._over_tasks import over_tasks
 
 
@@ -121,7 +121,6 @@ def evaluate(
         check_alone(tasks)
     fingerprint = _fingerprint(tasks)
     tasks = with_keys(tasks, some_key(tasks))
-    check_numbers("evaluate", tasks)
     first_look("evaluate", learner, meta, tree.tree_map(lambda t: t[:1], tasks))
 
     def one(m: Tree, task: Task) -> tuple[dict[str, Tensor], Tree]:
@@ -149,6 +148,7 @@ def evaluate(
                 progress(min(begin + chunk, count), count)
     values, judged = tree.tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     values = {name: value.double() for name, value in values.items()}
+    check_finite("evaluate", values["loss"], tasks)
     protocol = {"tasks": count, **(protocol or {}), "task list": fingerprint}
     if not ways:
         return Evaluation(at, values, protocol)

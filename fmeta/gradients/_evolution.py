@@ -34,11 +34,11 @@ def evolution(sigma: float, pairs: int) -> MetaGradient:
     if not 0 < sigma < float("inf"):
         raise InputError(f"evolution(sigma={sigma}): expected a positive standard deviation")
     check_counts("evolution", pairs=pairs)
-    return _Evolution(sigma, pairs)
+    return Evolution(sigma, pairs)
 
 
 @dataclass(frozen=True)
-class _Evolution(WeighingSteps):
+class Evolution(WeighingSteps):
     sigma: float
     pairs: int
     order = "neither"

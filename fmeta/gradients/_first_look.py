@@ -17,40 +17,32 @@ from fmeta.operators._over_tasks import over_tasks
 def first_look(call: str, learner: Learner, meta: Tree, tasks: Task, *, finite: bool = True) -> None:
     """Adapts to copies of the tasks and judges them, once.
 
-    Raises InputError for numbers that are not finite (where `finite`), weights below 0 or all 0, inputs that the
-    network changes in place, predictions that the loss cannot take, a loss or a metric that is not one real number for
-    each task; and for whatever the learner itself, the loss and `over_tasks` refuse.
+    Raises InputError for weights below 0 or all 0; for a loss that is not finite (where `finite`) because numbers of
+    the tasks are not; for parameters or inputs that the network changes in place; for a loss or a metric that is not
+    one real number for each task; and for whatever the learner itself, the loss and `over_tasks` refuse.
     """
-    check_numbers(call, tasks, finite)
-    given = tree_map(torch.Tensor.clone, tasks)
-    before = _versions(given)
+    _check_weights(call, tasks)
+    own, given = tree_map(torch.Tensor.clone, (meta, tasks))
+    before = _versions(own, given)
     with torch.no_grad():
         try:
-            fast = over_tasks(learner.adapt)(meta, given.support, given.key)
-            prediction = over_tasks(learner.predict, (1,))(fast, meta, given.query.x)
+            fast = over_tasks(learner.adapt)(own, given.support, given.key)
+            loss, metrics = over_tasks(learner.loss, (1,))(fast, own, given.query)
         except InputError as error:
             odd = _odd_dtypes(meta, tasks)
             if odd and "dtype" in str(error):
                 raise InputError(f"{call}({learner.name}): {odd}; {error}") from error
             raise
-        try:
-            loss, metrics = over_tasks(learner.loss, (1,))(fast, meta, given.query)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"{call}({learner.name}): the loss cannot take what the model predicts, {_said(prediction)}, and "
-                f"targets {_said(given.query.y)}, with a leading task axis ({type(error).__name__}: {error}); expected "
-                "what the loss is made for; pick the right part of a tuple or dict at the end of forward"
-            ) from error
-    changed = [name for name, version in _versions(given).items() if before[name] != version]
+    changed = [name for name, version in _versions(own, given).items() if before[name] != version]
     if changed:
         raise InputError(
-            f"{call}({learner.name}): the network changes its input in place (tasks.{changed[0]}); expected a function "
-            "of its input; write x = x * 2 for x.mul_(2), and inplace=False at layers that see the input itself"
+            f"{call}({learner.name}): the network changes what it is given in place ({changed[0]}); expected a "
+            "function of it; write x = x * 2 for x.mul_(2), and inplace=False at layers that see the input itself"
         )
     for name, value in {"loss": loss, **metrics}.items():
         _check_judgement(call, learner.name, name, value, len(loss))
+    if finite:
+        check_finite(call, loss, tasks)
 
 
 def with_keys(tasks: Task, key: Tensor) -> Task:
@@ -65,21 +57,31 @@ def some_key(tasks: Task) -> Tensor:
     return key(0, tree_leaves(tasks)[0].device)
 
 
-def check_numbers(call: str, tasks: Task, finite: bool = True) -> None:
-    """Raises InputError for numbers that are not finite, and for weights below 0 or all 0 in a task."""
+def check_finite(call: str, losses: Tensor, tasks: Task) -> None:
+    """Raises InputError where losses are not finite and numbers of the tasks are not; a mask of −∞ that the network
+    takes, or a missing target that the loss leaves out, are none of that."""
+    if bool(losses.isfinite().all()):
+        return
     for name, leaf in named_leaves(tasks._replace(key=())).items():
-        if finite and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+        if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             bad = ~leaf.isfinite()
             task = int(bad.flatten(1).any(1).nonzero()[0])
             raise InputError(
-                f"{call}: tasks.{name} holds {int(bad.sum())} numbers that are not finite, the first in task {task}; "
-                "expected finite ones; in padding too, whose weight is 0"
+                f"{call}: the loss is not finite, and tasks.{name} holds {int(bad.sum())} numbers that are not, the "
+                f"first in task {task}; expected finite ones, in padding too, whose weight is 0; in training "
+                "gradient=fmeta.skipping() leaves such tasks out"
             )
-        if name.endswith(".weight"):
-            low, least = float(leaf.min()), float(leaf.flatten(1).sum(1).min())
+
+
+def _check_weights(call: str, tasks: Task) -> None:
+    for name, weight in (("support", tasks.support.weight), ("query", tasks.query.weight)):
+        if isinstance(weight, Tensor):
+            low, least = float(weight.min()), float(weight.flatten(1).sum(1).min())
             if low < 0 or not least > 0:
                 came = f"{low:g}" if low < 0 else "0 alone in a task"
-                raise InputError(f"{call}: tasks.{name} holds {came}; expected weights >= 0, and one above 0 per task")
+                raise InputError(
+                    f"{call}: tasks.{name}.weight holds {came}; expected weights >= 0, and one above 0 in each task"
+                )
 
 
 def _odd_dtypes(meta: Tree, tasks: Task) -> str:
@@ -100,12 +102,5 @@ def _check_judgement(call: str, learner: str, name: str, value: Any, count: int)
         raise InputError(f"{call}({learner}): {name} is {came} for each task; expected a real number, float []")
 
 
-def _said(value: Tree) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    leaves = ", ".join(f"{n or 'it'}: {_said(leaf)}" for n, leaf in list(named_leaves(value).items())[:4])
-    return f"a {type(value).__name__} ({leaves})"
-
-
-def _versions(tasks: Task) -> dict[str, int]:
-    return {name: leaf._version for name, leaf in named_leaves(tasks).items()}
+def _versions(meta: Tree, tasks: Task) -> dict[str, int]:
+    return {name: leaf._version for name, leaf in named_leaves({"meta": meta, "tasks": tasks}).items()}

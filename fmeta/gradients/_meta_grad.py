@@ -60,17 +60,19 @@ def meta_grad(learner: Learner, gradient: MetaGradient | None = None, stage: Sta
             looked = True
 
     def checked(meta: Tree, tasks: Task) -> tuple[Tree, Info]:
-        if not torch.compiler.is_compiling():
-            check(meta, tasks)
         try:
+            if not torch.compiler.is_compiling():
+                check(meta, tasks)
             with explained, torch.no_grad():
                 return grads(meta, tasks)
         except (NotImplementedError, RuntimeError) as error:
             if "derivative for" not in str(error):
                 raise
+            said = str(error).splitlines()[0].rstrip(".")
+            twice = "_backward" in said
             raise InputError(
-                f"meta_grad({learner.name}): {str(error).splitlines()[0].rstrip('.')} in torch, so the network cannot "
-                "be differentiated twice; expected operations that can; or take first_order()"
+                f"meta_grad({learner.name}): {said} in torch, so the network cannot be differentiated"
+                + (" twice; expected operations that can; or take first_order()" if twice else "; expected others")
             ) from error
 
     return Staged(checked, check, lambda stage: meta_grad(learner, gradient, stage))

@@ -107,7 +107,12 @@ def named_metrics(name: str, metrics: Metrics | None) -> Mapping[str, Loss]:
         found = dict(metrics or {})
     else:
         each = [metrics] if callable(metrics) else list(metrics)
-        found = {getattr(m, "__name__", type(m).__name__): m for m in each}
+        names = [getattr(m, "__name__", type(m).__name__) for m in each]
+        found = dict(zip(names, each, strict=True))
+        if len(found) < len(each):
+            raise InputError(
+                f"{name}(metrics=…): two are called alike, of {names}; expected a dict, with a name for each"
+            )
     for given, metric in found.items():
         if given in ("loss", "residual", "inner_gradient"):
             raise InputError(f"{name}(metrics=…): a metric is called {given!r}, which fmeta reports itself; rename it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
     return Model(init, apply, noisy if _may_draw(restless) else None)
 
 
-def to_module(module: nn.Module, params: Tree, *, norm: Norm | None = None, calibrate: Tree = None) -> nn.Module:
+def to_module(
+    module: nn.Module, params: Tree, *, norm: Norm | None = None, calibrate: Tree = None, groups: int = 8
+) -> nn.Module:
     """The way back: a copy of `module` with these parameters, which in `eval()` predicts what `from_module` does.
 
         net = fmeta.to_module(module, learner.adapt(meta, support, key), norm="batch")
@@ -84,11 +87,14 @@ def to_module(module: nn.Module, params: Tree, *, norm: Norm | None = None, cali
             "group" puts nn.GroupNorm in their place, "frozen" leaves the running statistics.
         calibrate: as in `from_module`; for "batch" networks that shall run with running statistics from now on, give
             norm="frozen" and inputs to take them from.
+        groups: as in `from_module`.
 
     Raises:
         InputError: parameters of another module; what `from_module` raises.
     """
-    net = _prepared(module, norm, calibrate, 8)
+    net = _prepared(module, norm, calibrate, groups)
+    if not isinstance(params, dict):
+        raise InputError(f"to_module: params is a {type(params).__name__}; expected a dict, parameters by name")
     present = {n: p for n, p in net.named_parameters() if p.requires_grad}
     odd = [n for n, t in params.items() if n not in present or present[n].shape != t.shape]
     missing = [n for n in present if n not in params]
@@ -123,22 +129,27 @@ class _Call:
     def __init__(self, module: nn.Module, trained: dict[str, Tensor], constants: dict[str, Tensor]) -> None:
         self.module, self.constants = module, constants
         self.dtypes = {name: p.dtype for name, p in trained.items()}
+        self.frozen = {name for name, _ in module.named_parameters()} - trained.keys()
         self.kept: dict[Any, Kept] = {}  # by the kind of the input
+        self.lock = threading.RLock()  # a call exchanges the tensors of the module
 
     def __call__(self, params: Tree, x: Tree, key: Tree, why: str) -> Tree:
         constants = self._constants(params, x)
-        kept = self._kept(params, constants, x, key, why)
-        if kept is None:
-            around: Any = undisturbed(self.module)
-        elif kept.filled or kept.written:
-            around = kept.installed(self.module)
-            constants = {n: c for n, c in constants.items() if n not in {path(p[0], p[2]) for p in kept.filled}}
-        else:
-            around = contextlib.nullcontext()
-        if kept is not None and kept.changes_input:
-            x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)
-        with explained_by_layer, drawing(Noise(key, why)), around:
-            return self._run(self.module, {**constants, **params}, x)
+        with self.lock, explained_by_layer:
+            kept = self._kept(params, constants, x, key, why)
+            if kept is None:
+                around: Any = undisturbed(self.module, constants)
+                constants = {name: c for name, c in constants.items() if name in self.frozen}
+            elif kept.filled or kept.written:
+                around = kept.installed(self.module)
+                tables = {path(name, attribute) for name, _, attribute in kept.filled}
+                constants = {name: c for name, c in constants.items() if name not in tables}
+            else:
+                around = contextlib.nullcontext()
+            if kept is None or kept.changes_input:
+                x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)
+            with drawing(Noise(key, why)), around:
+                return self._run(self.module, {**constants, **params}, x)
 
     @staticmethod
     def _run(module: nn.Module, tensors: dict[str, Tensor], x: Tree) -> Tree:
@@ -152,10 +163,9 @@ class _Call:
         inputs = [t for t in tree_leaves(x) if isinstance(t, Tensor)]
         device = next(iter((*params.values(), *inputs))).device
         dtypes = {self.dtypes[name]: p.dtype for name, p in params.items() if name in self.dtypes}
-        if not self.dtypes:  # all are frozen: the input says in which precision
-            dtypes = dict.fromkeys(
-                [torch.float32], next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
-            )
+        if not self.dtypes:  # all are frozen: the input says in which precision, of those that a check or a cast takes
+            given = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
+            dtypes = dict.fromkeys((torch.float32, torch.float64), given)
         return {n: c.to(device, dtypes.get(c.dtype, c.dtype)) for n, c in self.constants.items()}
 
     def _kept(self, params: Tree, constants: dict[str, Tensor], x: Tree, key: Tree, why: str) -> Kept | None:
@@ -166,26 +176,21 @@ class _Call:
         kept = self.kept.get(kind)
         if kept is not None:
             return kept
-        tensors = [t for t in (*leaves, *params.values()) if isinstance(t, Tensor)]
-        if any(hidden(t) for t in tensors):
+        if any(hidden(t) for t in (*leaves, *params.values()) if isinstance(t, Tensor)):
             return None
 
-        def run(scratch: nn.Module, x: Tree) -> Tree:
+        def run(scratch: nn.Module, params: dict[str, Tensor], x: Tree) -> Tree:
             with drawing(Noise(plain_key, why)):
-                return self._run(scratch, frozen | plain, x)
+                return self._run(scratch, frozen | params, x)
 
-        with explained_by_layer, torch.no_grad():
+        with torch.no_grad():
             plain, plain_x, plain_key = tree_map(
                 lambda t: first_of_batch(t) if isinstance(t, Tensor) else t, (params, x, key)
             )
-            frozen = {n: c for n, c in constants.items() if n in _parameters(self.module)}
+            frozen = {name: c for name, c in constants.items() if name in self.frozen}
             with without_levels():
-                kept = self.kept[kind] = look(self.module, constants, plain_x, run)
+                kept = self.kept[kind] = look(self.module, constants, plain, plain_x, run)
         return kept
-
-
-def _parameters(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters()}
 
 
 def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -201,6 +206,8 @@ def _may_draw(module: nn.Module) -> bool:
 
 def _draws(layer: nn.Module) -> bool:
     if not type(layer).__module__.startswith(("torch.nn.", "fmeta.")):
+        return True
+    if "Fractional" in type(layer).__name__:
         return True
     rate = getattr(layer, "p", 0.0) if "Dropout" in type(layer).__name__ else getattr(layer, "dropout", 0.0)
     return isinstance(layer, nn.RReLU) or (isinstance(rate, float | int) and rate > 0)

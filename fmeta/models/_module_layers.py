@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -23,12 +24,12 @@ def copied(module: nn.Module) -> nn.Module:
     history, because a result of the network has one."""
     memo: dict[int, Any] = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     for layer in module.modules():
-        for tensor in tensors_in({n: v for n, v in vars(layer).items() if n not in _REGISTERED}):
+        for tensor in tensors_in({n: v for n, v in vars(layer).items() if n not in REGISTERED}):
             memo.setdefault(id(tensor), tensor.detach().clone())
     return copy.deepcopy(module, memo)
 
 
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -36,7 +37,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict | list | tuple):
-        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        with contextlib.suppress(RecursionError):  # a list that holds itself
+            return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return []
 
 

@@ -1,8 +1,9 @@
 """What a module keeps besides its parameters: tables filled at the first forward, and state that moves.
 
 A pure function has neither. Before the first call with inputs of a kind, a copy of the module runs twice on the inputs
-of one task, outside all transforms, and its tensors are compared: what the first run alone changed is a table, filled
-once and for all, and is given to every call; what the second run changed too is state, and is refused by name.
+of one task, outside all transforms, and its tensors are compared: what the first run alone set is a table, filled once
+and for all, and is given to every call, if other parameters and other inputs fill it alike; what differs after the
+second run is state, and is refused by name.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from fmeta.core._checks import InputError
 from fmeta.core._types import Tree
 from fmeta.core.tree import tree_leaves, tree_map
-from fmeta.models._module_layers import copied, named, tensors_in
+from fmeta.models._module_layers import REGISTERED, copied, named, tensors_in
 
 Place = tuple[str, bool, str]  # name of the layer, whether it is a buffer, name of the attribute
-Run = Callable[[nn.Module, Tree], Tree]  # a copy of the module, inputs -> prediction
+Run = Callable[[nn.Module, dict[str, Tensor], Tree], Tree]  # a copy of the module, parameters, inputs -> prediction
 _ABSENT = object()
 
 
@@ -34,72 +35,125 @@ class Kept(NamedTuple):
     @contextlib.contextmanager
     def installed(self, module: nn.Module) -> Iterator[None]:
         """Within this context the module has what was filled; afterwards it is as it was before."""
-        before = {place: _get(module, place) for place in (*self.filled, *self.written)}
+        before = {place: _noted(_get(module, place)) for place in (*self.filled, *self.written)}
         for place, value in self.filled.items():
             _set(module, place, value)
         try:
             yield
         finally:
-            for place, value in before.items():
-                _set(module, place, value)
+            for place, noted in before.items():
+                _set(module, place, _put_back(*noted))
+
+
+def _noted(value: Any) -> tuple[Any, Any]:
+    """A value, and what it holds where that can be changed in place."""
+    return value, value.copy() if isinstance(value, dict | list) else None
+
+
+def _put_back(value: Any, contents: Any) -> Any:
+    if contents is not None:
+        value.clear()
+        value.update(contents) if isinstance(value, dict) else value.extend(contents)
+    return value
 
 
 @contextlib.contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts back whatever tensors the calls within set: those of a trace have no values."""
-    values = [values for layer in module.modules() for values in (vars(layer), layer._buffers)]
-    before = [dict(each) for each in values]
+def undisturbed(module: nn.Module, buffers: dict[str, Tensor]) -> Iterator[None]:
+    """Within this context the module has these buffers; afterwards it is as it was before, whatever the calls within
+    set: the tensors of a trace have no values.
+
+    Raises InputError where a tensor was replaced that was there before: in a trace nobody can see whether it moves.
+    """
+    own: list[Any] = [(layer._buffers, dict(layer._buffers)) for layer in module.modules()]
+    for name, layer in module.named_modules():
+        for attribute in layer._buffers:
+            layer._buffers[attribute] = buffers.get(path(name, attribute), layer._buffers[attribute])
+    values = [(name, now) for name, layer in module.named_modules() for now in (vars(layer), layer._buffers)]
+    before = [{n: _noted(v) for n, v in now.items() if n not in REGISTERED} for _, now in values]
+    replaced = []
     try:
         yield
     finally:
-        for now, then in zip(values, before, strict=True):
-            for name in [n for n, value in now.items() if tensors_in(value) and value is not then.get(n, _ABSENT)]:
-                if name in then:
-                    now[name] = then[name]
-                else:
+        for (layer, now), then in zip(values, before, strict=True):
+            for name in [n for n, value in now.items() if n not in REGISTERED and tensors_in(value)]:
+                if name not in then:
                     del now[name]
+                    continue
+                if now[name] is not then[name][0] and tensors_in(then[name][0]):
+                    replaced.append(path(layer, name))
+                now[name] = _put_back(*then[name])
+        for now, then in own:
+            now.update(then)
+    if replaced:
+        raise InputError(
+            f"from_module: {replaced[0]} is set anew while the network is compiled, where nobody can see whether it "
+            "moves; expected one call on real inputs before, which looks at it; or forward without that line"
+        )
 
 
-def look(module: nn.Module, buffers: dict[str, Tensor], x: Tree, run: Run) -> Kept:
+def look(module: nn.Module, buffers: dict[str, Tensor], params: dict[str, Tensor], x: Tree, run: Run) -> Kept:
     """Runs a copy of the module on `x`, which stays as it is, and says what that left behind.
 
-    Raises InputError for state that moves, and for a table that depends on the values it was filled from.
+    Raises InputError for parameters and state that change, for a table that depends on what it was filled from, and for
+    two runs that give two predictions.
     """
-    scratch, given = _scratch(module, buffers), _clones(x)
-    at_first = _tensors(scratch)
+    scratch, given, own = _scratch(module, buffers), _clones(x), _clones(params)
+    at_first = _state(scratch)
     before = _versions(given)
-    once = run(scratch, given)
+    once = _clones(run(scratch, own, given))
     changes_input = before != _versions(given)
-    after_one, numbers = _tensors(scratch), _numbers(scratch)
-    twice = run(scratch, _clones(x))
-    after_two = _tensors(scratch)
+    for name, tensor in params.items():
+        if not torch.equal(tensor.nan_to_num(), own[name].nan_to_num()):
+            raise InputError(
+                f"from_module: forward changes the parameter {name!r} in place; expected one that computes from it: a "
+                "new tensor, such as weight = self.weight.clamp(-1, 1), used in its place"
+            )
+    after_one, numbers = _state(scratch), _numbers(scratch)
+    twice = run(scratch, own, _clones(x))
+    after_two = _state(scratch)
 
-    written = {place for place in after_two if _changed(place, after_one, after_two)}
-    for place in written:
-        old, new = after_one.get(place), after_two[place]
-        if old is None or old[0] is new[0] or not _equal(old[0], new[0]):
+    for place, now in after_two.items():
+        if place not in after_one or not _equal(after_one[place].values, now.values):
             raise InputError(_moves(scratch, place))
-    moved = [place for place, value in _numbers(scratch).items() if numbers.get(place) != value]
-    if moved and not _equal(once, twice, exact=False):
-        raise InputError(_moves(scratch, moved[0]))
-    filled = {p: after_one[p][0] for p in after_one if p not in written and _changed(p, at_first, after_one)}
-    told = _told_by_values(_scratch(module, buffers), x, run, filled) if filled else None
-    if told is not None:
+    if not _equal(once, twice, exact=False):
+        moved = [place for place, value in _numbers(scratch).items() if numbers.get(place) != value]
         raise InputError(
-            f"from_module: {_said(scratch, told)} is set from the first batch that the network sees; expected one that "
-            "does not depend on values; run the module on typical data first, then give it to from_module"
+            _moves(scratch, moved[0])
+            if moved
+            else f"from_module: {type(module).__name__} gives two predictions for the same parameters, input and key; "
+            "expected one; it draws numbers that are not torch's, or keeps state in an object of its own"
         )
+    written = {p for p, now in after_two.items() if not _is(after_one[p], now)}
+    fresh = {p for p, now in after_one.items() if p not in at_first or not _same(at_first[p], now)}
+    filled = {p: after_one[p].held for p in fresh - written}
+    for others in ({n: 0.5 * t + 0.1 for n, t in params.items()}, x), (params, tree_map(_other, x)):
+        told = _told_by(_scratch(module, buffers), others, run, {p: after_one[p].values for p in filled})
+        if told is not None:
+            raise InputError(
+                f"from_module: {_said(scratch, told)} is set at the first call from its input or the parameters, and "
+                "would stay so; expected a table of neither; compute it at every call; statistics of typical data: run "
+                "the module on those first, then give it to from_module"
+            )
     return Kept(filled, frozenset(written), changes_input)
 
 
-def _told_by_values(scratch: nn.Module, x: Tree, run: Run, filled: dict[Place, Any]) -> Place | None:
-    """What is filled otherwise from an input of zeros."""
-    try:
-        run(scratch, tree_map(lambda t: torch.zeros_like(t) if isinstance(t, Tensor) else t, x))
-    except Exception:  # zeros may be no input for this network
+def _other(value: Any) -> Any:
+    """Another input of the same kind."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    return 0.5 * value.flip(0) if value.is_floating_point() else value.flip(0)
+
+
+def _told_by(scratch: nn.Module, given: tuple[Any, Any], run: Run, filled: dict[Place, list[Tensor]]) -> Place | None:
+    """What is filled otherwise from these parameters and inputs."""
+    if not filled:
         return None
-    now = _tensors(scratch)
-    return next((p for p, value in filled.items() if p in now and not _equal(value, now[p][0])), None)
+    try:
+        run(scratch, *_clones(given))
+    except Exception:  # these may be none for this network
+        return None
+    now = _state(scratch)
+    return next((p for p, values in filled.items() if p in now and not _equal(values, now[p].values)), None)
 
 
 def _moves(module: nn.Module, place: Place) -> str:
@@ -138,16 +192,23 @@ def _clones(x: Tree) -> Tree:
     return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)
 
 
-def _tensors(module: nn.Module) -> dict[Place, tuple[Any, list[tuple[int, int]]]]:
-    """Buffers and attributes that hold tensors: each, and which tensors it holds in which state."""
+class _Held(NamedTuple):
+    """A buffer or attribute that holds tensors: itself, these, and copies of them as they are now."""
+
+    held: Any
+    tensors: list[Tensor]
+    values: list[Tensor]
+
+
+def _state(module: nn.Module) -> dict[Place, _Held]:
     found = {}
     for name, layer in module.named_modules():
-        attributes = {n: v for n, v in vars(layer).items() if not n.startswith(("_parameters", "_buffers", "_modules"))}
+        attributes = {n: v for n, v in vars(layer).items() if n not in REGISTERED}
         for is_buffer, values in ((True, layer._buffers), (False, attributes)):
             for attribute, value in values.items():
-                held = tensors_in(value)
-                if held:
-                    found[name, is_buffer, attribute] = (value, [(id(t), t._version) for t in held])
+                tensors = tensors_in(value)
+                if tensors:
+                    found[name, is_buffer, attribute] = _Held(value, tensors, [t.detach().clone() for t in tensors])
     return found
 
 
@@ -160,8 +221,14 @@ def _numbers(module: nn.Module) -> dict[Place, Any]:
     }
 
 
-def _changed(place: Place, before: dict[Place, Any], after: dict[Place, Any]) -> bool:
-    return place not in before or before[place][1] != after[place][1]
+def _is(before: _Held, now: _Held) -> bool:
+    """Whether nothing was put in its place, nor into it."""
+    pairs = zip(before.tensors, now.tensors, strict=True)
+    return before.held is now.held and all(a is b for a, b in pairs)
+
+
+def _same(before: _Held, now: _Held) -> bool:
+    return before.held is now.held and _equal(before.values, now.values)
 
 
 def _equal(a: Any, b: Any, exact: bool = True) -> bool:

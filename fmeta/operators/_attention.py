@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fmeta.core import InputError
+from fmeta.operators._norm import at_least_float32
+
 
 def attention(
     query: Tensor,
@@ -27,8 +30,15 @@ def attention(
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
     if enable_gqa:
-        repeats = query.shape[-3] // key.shape[-3]
+        repeats, rest = divmod(query.shape[-3], key.shape[-3])
+        if rest or not repeats:
+            raise InputError(
+                f"scaled_dot_product_attention(enable_gqa=True): {query.shape[-3]} heads of queries for "
+                f"{key.shape[-3]} of keys; expected a multiple of them"
+            )
         key, value = (t.repeat_interleave(repeats, -3) for t in (key, value))
+    dtype = query.dtype
+    query, key, value = (at_least_float32(t) for t in (query, key, value))  # as torch's kernels do
     scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -36,6 +46,11 @@ def attention(
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             scores = torch.where(attn_mask, scores, -math.inf)
+        elif not attn_mask.is_floating_point():
+            raise InputError(
+                f"scaled_dot_product_attention: attn_mask is {attn_mask.dtype}; expected bool, or numbers to be added "
+                "to the scores; use mask.bool()"
+            )
         else:
             scores = scores + attn_mask.to(scores.dtype)
         nowhere = (scores == -math.inf).all(-1, keepdim=True)
@@ -44,4 +59,4 @@ def attention(
         weights = scores.softmax(-1)
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)
-    return weights @ value
+    return (weights @ value).to(dtype)

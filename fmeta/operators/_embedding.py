@@ -64,6 +64,10 @@ def embedding_bag(
             f"embedding_bag: input {list(input.shape)} with offsets, whose bags differ in size by their values; "
             "expected bags of one size, [bag, place], with padding_idx where there are fewer"
         )
+    if mode not in ("sum", "mean", "max"):
+        raise InputError(f"embedding_bag(mode={mode!r}): expected 'sum', 'mean' or 'max'")
+    if per_sample_weights is not None and mode != "sum":
+        raise InputError(f"embedding_bag(mode={mode!r}, per_sample_weights=…): expected mode='sum', as torch has it")
     rows = _rows(weight, input)
     padding = _padding(input, weight, padding_idx)
     kept = torch.ones_like(input, dtype=torch.bool) if padding is None else ~padding
@@ -95,11 +99,15 @@ def refuse_options(call: str, max_norm: float | None, scale_grad_by_freq: bool) 
 def _rows(weight: Tensor, input: Tensor) -> Tensor:
     """By index_select, whose derivatives over tasks cost a fraction of those of `weight[input]`, and which reads no row
     of another task where a number is out of range."""
-    return weight.index_select(0, input.flatten()).unflatten(0, input.shape)
+    return weight.index_select(0, input.reshape(-1)).reshape(*input.shape, weight.shape[-1])
 
 
 def _padding(input: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor | None:
     """Which places hold the padding row."""
     if padding_idx is None:
         return None
+    if not -len(weight) <= padding_idx < len(weight):
+        raise InputError(
+            f"embedding(padding_idx={padding_idx}): the table has {len(weight)} rows; expected one of them"
+        )
     return input == (padding_idx if padding_idx >= 0 else len(weight) + padding_idx)

@@ -16,13 +16,13 @@ from fmeta.core import InputError
 
 # what torch's message holds -> what is at fault, and the cure
 _CURES = {
-    r"vmap over calling \.item\(\)|calling \.item\(\)|data-dependent control flow": (
+    r"calling \.item\(\)|data-dependent control flow|doesn't have storage": (
         "what is done depends on the values of a tensor (an if, a while, .item(), .tolist(), int(), bool(), a shortcut "
         "for a mask that is all ones), and each task has other values",
         "torch.where in place of the branch, or the mask applied always; or values that all tasks share, read before "
         "training",
     ),
-    r"dynamic shape|aten::nonzero|masked_select|boolean mask|_unique2": (
+    r"vmap: .*dynamic shape|aten::nonzero|masked_select|aten::_?unique": (
         "the shape of a result depends on the values of a tensor (a boolean mask as an index, nonzero, unique, "
         "F.one_hot without num_classes)",
         "torch.where, a product with the mask and a sum, or F.one_hot(y, num_classes)",
@@ -58,11 +58,27 @@ _CURES = {
         "a torch.autograd.Function is written in the old form, or has no rule for vmap",
         "forward(…) without ctx, setup_context(ctx, inputs, output), and generate_vmap_rule = True in the class",
     ),
-    r"Batching rule not implemented|batching rule": (
+    r"detach views in-place": (
+        "torch.tensor(…) is called on a tensor",
+        "x.clone(), or x.detach() where no derivative shall pass",
+    ),
+    r"mutating directly with `\.data`": (
+        ".data is written to, which changes a tensor from outside the function, such as a parameter",
+        "a new tensor in its place, such as weight = self.weight.clamp(-1, 1)",
+    ),
+    r"(requires_grad_|backward|autograd\.grad)\(\).*(functorch|torch\.func|transform)": (
+        "autograd is called within a function that torch.func differentiates",
+        "torch.func.grad inside, or none: fmeta takes the derivatives",
+    ),
+    r"on the same device|torch\.cuda\.\w+Tensor\).* should be the same": (
+        "tensors of different devices meet",
+        "all on one device: fmeta.key(0, device), which decides where the parameters are, and x.to(device)",
+    ),
+    r"Batching rule not implemented|batching rule for": (
         "torch cannot batch an operation over tasks",
         "the same in operations that it can; torch's words name the operation",
     ),
-    r"same dtype|should be the same|found dtype|expected scalar type": (
+    r"same (scalar |d)type|type \(.*should be the same|[Ff]ound dtype|expected (scalar type|dtype)": (
         "tensors of different dtypes meet, such as NumPy's float64, or integers, and parameters in float32",
         "inputs in the dtype of the parameters, such as x.float()",
     ),
@@ -94,8 +110,12 @@ explained, explained_by_layer = _Explained(False), _Explained(True)
 
 
 def explanation(error: Exception) -> str | None:
-    """The layer and line, what is at fault, and the cure; None where nothing is known of this error."""
+    """The layer and line, what is at fault, and the cure; None where nothing is known of this error, or where the
+    caller's own code raises it."""
     said = str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if (last.line or "").startswith("raise") and not last.filename.startswith(_LIBRARIES):
+        return None
     for pattern, (fault, cure) in _CURES.items():
         if re.search(pattern, said):
             return f"{whereabouts(error)}: {fault}; expected {cure} (torch: {said.strip().splitlines()[0][:160]})"

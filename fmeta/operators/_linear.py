@@ -18,7 +18,7 @@ from fmeta.operators._pool import tasks_first
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is None or input.dtype not in (torch.bfloat16, torch.float16) or weight.ndim != 2:
         return F.linear(input, weight, bias)
-    rows = input.reshape(-1, input.shape[-1])
+    rows = input.flatten(0, -2) if input.ndim > 1 else input[None]
     return _Linear.apply(rows, weight, bias).reshape(*input.shape[:-1], len(weight))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmeta.core import InputError, Tree, fold, normal, permutation, uniform
@@ -129,7 +129,8 @@ def _like(name: str, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def call(noise: Noise, input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         _refuse_generator(name, options)
-        return draw(noise.next(f"torch.{name}"), tuple(input.shape), dtype or input.dtype)
+        drawn = draw(noise.next(f"torch.{name}"), tuple(input.shape), dtype or input.dtype)
+        return drawn.to(options.get("device") or input.device)
 
     return call
 
@@ -154,8 +155,8 @@ def _chances(key: Tensor, like: Tensor, p: float | Tensor = 0.5) -> Tensor:
     return uniform(key, like.shape, dtype=torch.float64) < p
 
 
-def _between(key: Tensor, like: Tensor, low: float = 0.0, high: float = 1.0, **names: float) -> Tensor:
-    return uniform(key, like.shape, names.get("from", low), names.get("to", high), dtype=torch.float64)
+def _between(key: Tensor, like: Tensor, a: float = 0.0, b: float = 1.0, **names: float) -> Tensor:
+    return uniform(key, like.shape, names.get("from", a), names.get("to", b), dtype=torch.float64)
 
 
 def _gaussian(key: Tensor, like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -176,25 +177,27 @@ def _normal(noise: Noise, mean: Any = 0.0, std: Any = 1.0, size: Any = None, **o
     return mean + std * normal(noise.next("torch.normal"), shape, dtype)
 
 
-def _integers(noise: Noise, low: int, *rest: Any, dtype: torch.dtype = torch.int64, **options: Any) -> Tensor:
-    """`torch.randint`."""
+def _integers(noise: Noise, *args: Any, dtype: torch.dtype = torch.int64, **options: Any) -> Tensor:
+    """`torch.randint(high, size)` and `torch.randint(low, high, size)`."""
     _refuse_generator("randint", options)
-    (high, size) = rest if len(rest) == 2 else (options.get("high"), rest[0] if rest else options["size"])
-    if high is None:
-        low, high = 0, low
+    given = list(args)
+    size = options["size"] if "size" in options else given.pop()
+    high = options["high"] if "high" in options else given.pop()
+    low = options.get("low", given.pop() if given else 0)
     drawn = uniform(noise.next("torch.randint"), tuple(size), dtype=torch.float64)
     return (low + (drawn * (high - low)).to(torch.int64)).to(dtype)
 
 
 def _order(noise: Noise, n: int, **options: Any) -> Tensor:
     _refuse_generator("randperm", options)
-    return permutation(noise.next("torch.randperm"), n)
+    return permutation(noise.next("torch.randperm"), n).to(options.get("device"), options.get("dtype", torch.int64))
 
 
 def _empty(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Tensors that differ by task, because random numbers that differ by task may be written into them next."""
 
     def call(noise: Noise, *args: Any, **options: Any) -> Tensor:
+        options.pop("memory_format", None)
         found = make(*args, **options)
         return found + torch.zeros_like(noise.key).to(found.dtype) if isinstance(noise.key, Tensor) else found
 
@@ -202,7 +205,7 @@ def _empty(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _refuse_generator(name: str, options: dict[str, Any]) -> None:
-    if options.get("generator") is not None:
+    if options.pop("generator", None) is not None:
         raise InputError(
             f"{name}(generator=…): expected no generator, because the numbers are drawn from the task's key"
         )
@@ -256,9 +259,14 @@ _KERNELS |= {
     name: _refused(name)
     for name in (
         "binomial", "cauchy_", "geometric_", "log_normal_", "multinomial", "poisson", "random_", "randint_like",
-        "rrelu_with_noise", "fractional_max_pool2d", "fractional_max_pool3d",
+        "rrelu_with_noise", "fractional_max_pool2d", "fractional_max_pool3d", "_standard_gamma", "_sample_dirichlet",
     )
 }  # fmt: skip
 
 # every callable of torch that draws, and what draws in its place: `(noise, *its arguments)`
-DRAWN: dict[Any, Callable[..., Any]] = {each: f for name, f in _KERNELS.items() for each in spellings(name)}
+DRAWN: dict[Any, Callable[..., Any]] = {
+    **{each: f for name, f in _KERNELS.items() for each in spellings(name)},
+    nn.init.uniform_: lambda noise, tensor, **given: _KERNELS["uniform_"](noise, tensor, **given),
+    nn.init.normal_: lambda noise, tensor, **given: _KERNELS["normal_"](noise, tensor, **given),
+    nn.init.kaiming_uniform_: _refused("kaiming_uniform_"),
+}

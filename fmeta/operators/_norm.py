@@ -55,16 +55,23 @@ def batch_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167. Raises InputError for one value per channel, as torch does.
     """
-    if x.shape[0] * math.prod(x.shape[2:]) == 1:
+    if x.shape[0] * math.prod(x.shape[2:]) <= 1:
         raise InputError(
-            f"batch norm by the batch's statistics: 1 example, {list(x.shape)}, which is its own mean, so that every "
-            "input would get the same prediction; expected more examples; or norm='frozen' or 'group'"
+            f"batch norm by the batch's statistics: {len(x)} example, {list(x.shape)}, which is its own mean, so that "
+            "every input would get the same prediction; expected more examples; or norm='frozen' or 'group'"
         )
     return normalise(x, [0, *range(2, x.ndim)], by_channel(weight, x), by_channel(bias, x), eps)
 
 
 def by_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.view((-1,) + (1,) * (x.ndim - 2))
+    if parameter is None:
+        return None
+    if parameter.shape != x.shape[1:2]:
+        raise InputError(
+            f"norm: a parameter or statistic {list(parameter.shape)} for {x.shape[1]} channels of {list(x.shape)}; "
+            f"expected [{x.shape[1]}]"
+        )
+    return parameter.view((-1,) + (1,) * (x.ndim - 2))
 
 
 # with torch's signatures
@@ -78,13 +85,13 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    return normalise(input, _last(normalized_shape), weight, bias, eps)
+    return normalise(input, _last(input, normalized_shape), weight, bias, eps)
 
 
 def native_layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, variance = moments(input, _last(normalized_shape))
+    mean, variance = moments(input, _last(input, normalized_shape))
     return rescale(input, mean, variance, weight, bias, eps), mean, (variance + eps).rsqrt()
 
 
@@ -103,6 +110,8 @@ def functional_batch_norm(
         assert mean is not None
         assert variance is not None
         return rescale(input, mean, variance, by_channel(weight, input), by_channel(bias, input), eps)
+    if not training:
+        raise InputError("batch_norm(training=False): no running statistics; expected both, or training=True")
     _refuse_running("batch_norm", running_mean, running_var)
     return batch_norm(input, weight, bias, eps)
 
@@ -170,7 +179,11 @@ def torch_instance_norm(
     return functional_instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
-def _last(shape: Sequence[int]) -> list[int]:
+def _last(x: Tensor, shape: Sequence[int]) -> list[int]:
+    if not len(shape) or tuple(x.shape[-len(shape) :]) != tuple(shape):
+        raise InputError(
+            f"layer_norm(normalized_shape={list(shape)}): the input is {list(x.shape)}, which ends otherwise"
+        )
     return list(range(-len(shape), 0))
 
 

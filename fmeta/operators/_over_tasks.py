@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fmeta.core import InputError
 from fmeta.core._checks import check_labels
-from fmeta.core._torch import opened, spellings
+from fmeta.core._torch import function_modes, opened, spellings
 from fmeta.core._types import Tree
 from fmeta.core.tree import tree_leaves
 from fmeta.operators import _attention, _embedding, _norm, _recurrent
@@ -97,7 +97,7 @@ def _stack() -> list[TaskOperators]:
 def drawing(noise: Noise) -> Iterator[None]:
     """Within this context the operators are replaced, and every random number of torch is drawn from `noise`."""
     modes = _stack()
-    if not modes:
+    if not modes or modes[-1] not in function_modes():  # torch takes a mode off while a function of its own runs
         with TaskOperators(noise):
             yield
         return
@@ -111,7 +111,8 @@ def drawing(noise: Noise) -> Iterator[None]:
 
 def _dropped(x: Tensor, p: float) -> Tensor:
     """Dropout inside an operator that is replaced, by the noise there is."""
-    noise = _stack()[-1].noise
+    modes = _stack()  # of this thread: autograd has threads of its own
+    noise = modes[-1].noise if modes else None
     return F.dropout(x, p) if noise is None else dropout(noise, x, p)
 
 
@@ -126,7 +127,7 @@ def _max_pool2d(
 ) -> Any:
     two = (2, (2, 2), [2, 2])
     plain = padding in (0, (0, 0), [0, 0]) and dilation in (1, (1, 1), [1, 1]) and not (ceil_mode or return_indices)
-    if plain and kernel_size in two and stride in (None, *two):
+    if plain and kernel_size in two and stride in (None, *two) and min(input.shape[-2:]) > 1:
         return max_pool2x2(input)
     return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore
 
@@ -137,7 +138,8 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
-    """torch's own looks at the values, which cannot be done for each task."""
+    """torch's own looks at the values, which cannot be done for each task. A label out of range is an error in eager
+    mode, and a row of zeros in a compiled function, which can raise none."""
     if num_classes < 1:
         raise InputError(
             "one_hot: without num_classes the shape of its result depends on the values of a tensor; expected "
@@ -195,5 +197,6 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
 # functions in Python that call the operators above, or draw: a mode does not reach inside them by itself
 _OPENED: frozenset[Any] = frozenset({
     F.multi_head_attention_forward, F.gumbel_softmax, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
-    F.alpha_dropout, F.feature_alpha_dropout, F.rrelu,
+    F.alpha_dropout, F.feature_alpha_dropout, F.rrelu, F.fractional_max_pool2d_with_indices,
+    F.fractional_max_pool3d_with_indices,
 })  # fmt: skip

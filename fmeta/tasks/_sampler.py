@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fmeta.core import PartialSampler, Task, split
+from fmeta.core import InputError, PartialSampler, Task, split
 from fmeta.core._checks import hidden
-from fmeta.core._torch import is_batched
+from fmeta.core._torch import first_of_batch, is_batched, without_levels
 from fmeta.core.tree import tree_leaves, tree_map
+from fmeta.operators._by_key import Way, way_of_drawing
 from fmeta.operators._over_tasks import over_tasks
 
 Sampler = Callable[[Tensor, int], Task]  # key, count -> a batch of tasks; any function of this kind will do
@@ -31,38 +32,33 @@ class TaskSampler:
         return over_tasks(self.one, shared=())(split(key, count)[numbers.start : numbers.stop])
 
 
-@dataclass(frozen=True)
-class _OwnSampler(TaskSampler):
-    """One of a caller's own function, of which nobody knows whether it draws by the key, in operations for vmap."""
+class _OwnSampler:
+    """A `TaskSampler` of a caller's own function, of which it finds out at the first call how it draws."""
 
-    batched: list[bool] = field(default_factory=list, compare=False, repr=False)  # whether it does, once that is known
+    def __init__(self, one: Callable[[Tensor], Task]) -> None:
+        self.one = one
+        self.way: Way | None = None  # not known yet
+
+    def __call__(self, key: Tensor, count: int) -> Task:
+        return self.part(key, count, range(count))
 
     def part(self, key: Tensor, count: int, numbers: range) -> Task:
-        if not self.batched and not hidden(key):
-            self.batched.append(self._draws_by_key(key))
-        if not self.batched or self.batched[0]:
-            return super().part(key, count, numbers)
-        tasks = [self.one(key) for key in split(key, count)[numbers.start : numbers.stop]]
+        keys = split(key, count)
+        if self.way is None and not hidden(key):
+            with without_levels():  # also where the first call is one of many under vmap
+                self.way = way_of_drawing(self.one, first_of_batch(keys)[0])
+        if self.way in (None, "by key"):
+            return TaskSampler(self.one).part(key, count, numbers)
+        if is_batched(key):
+            raise InputError("tasks.sampler: it draws one task at a time; expected one key, and no vmap over many")
+        tasks = [self.one(each) for each in keys[numbers.start : numbers.stop]]
+        shapes = {tuple(tuple(leaf.shape) for leaf in tree_leaves(task)) for task in tasks}
+        if len(shapes) > 1:
+            raise InputError(
+                f"tasks.sampler: tasks of different shapes, {sorted(shapes)[:2]}; expected one shape; pad them, with "
+                "Examples.weight 0 where there is padding"
+            )
         return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
-
-    def _draws_by_key(self, key: Tensor) -> bool:
-        once, twice = (tree_leaves(self.one(split(key, 1)[0])) for _ in range(2))
-        same = [torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(once, twice, strict=True)]
-        if not all(same):
-            return False
-        depends = False
-
-        def noted(key: Tensor) -> Task:
-            nonlocal depends
-            task = self.one(key)
-            depends = any(is_batched(leaf) for leaf in tree_leaves((task.support, task.query)))
-            return task
-
-        try:
-            over_tasks(noted, shared=())(split(key, 1))
-        except Exception:  # what can only be done one task at a time
-            return False
-        return depends
 
 
 def sampler(one: Callable[[Tensor], Task]) -> PartialSampler:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fmeta.core import InputError, PartialSampler, PythonSource, Task, fold
 from fmeta.core._checks import check_tasks
-from fmeta.core._torch import is_batched
 from fmeta.core.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from fmeta.gradients._first_look import with_keys
+from fmeta.operators._by_key import Way, way_of_drawing
 from fmeta.operators._over_tasks import over_tasks
 from fmeta.training._trainer import check_phases
 
@@ -88,9 +88,12 @@ class _Draw:
     def _checked(self, tasks: Task, expected: int) -> Task:
         count = check_tasks("fit(sample=…)", tasks)
         if count != expected:
+            cure = "give meta_batch what the source makes at a time"
+            if self.from_python:
+                cure += ", and DataLoader(…, drop_last=True) where the last batch is smaller"
             raise InputError(
                 f"fit(meta_batch={self.meta_batch}): sample(key, {self.meta_batch}) gave {count} tasks; expected "
-                f"{expected}, as many as it is asked for; give meta_batch what the source makes at a time"
+                f"{expected}, as many as it is asked for; {cure}"
             )
         return tasks
 
@@ -109,10 +112,10 @@ def _streams(draws: Mapping[int, _Draw], key: Tensor, start: int) -> Iterator[Ta
 
 
 def _stream(draw: _Draw, key: Tensor, start: int) -> Iterator[Task]:
-    size = 0 if draw.from_python else _bytes_by_key(draw, fold(key, 0))
-    if not size:
+    if draw.from_python or _way(draw, key) != "by key":
         yield from (draw(fold(key, step)) for step in itertools.count(start))
-    block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // size))
+    size = sum(t.numel() * t.element_size() for t in tree_leaves(draw(fold(key, 0))))
+    block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, size)))
     for first in itertools.count(start // block * block, block):
         keys = fold(key, torch.arange(first, first + block, device=key.device))
         leaves, structure = tree_flatten(over_tasks(draw, shared=())(keys))
@@ -121,35 +124,13 @@ def _stream(draw: _Draw, key: Tensor, start: int) -> Iterator[Task]:
                 yield tree_unflatten(batch, structure)
 
 
-def _bytes_by_key(draw: _Draw, key: Tensor) -> int:
-    """The size of a batch whose source is a function of the key in operations that `vmap` can batch; else 0."""
-    once, twice = draw(key), draw(key)
-    if not _same(once, twice):
+def _way(draw: _Draw, key: Tensor) -> Way:
+    way = way_of_drawing(draw, fold(key, 0))
+    if way == "not by key":
         warnings.warn(
             "fit: two calls of sample with the same key gave other tasks. It is called at every step, so the run is no "
             "function of its key, and one that is resumed goes on with new draws. Draw by the key (fmeta.uniform, "
             "normal, randint, permutation), or say what it is with fmeta.tasks.from_loader",
             stacklevel=2,
         )
-        return 0
-    depends = False
-
-    def noted(key: Tensor) -> Task:
-        nonlocal depends
-        tasks = draw(key)
-        depends = any(is_batched(leaf) for leaf in tree_leaves((tasks.support, tasks.query)))
-        return tasks
-
-    try:
-        over_tasks(noted, shared=())(key[None])
-    except Exception:  # whatever a source does that can only be done one key at a time
-        return 0
-    return sum(t.numel() * t.element_size() for t in tree_leaves(once)) if depends else 0
-
-
-def _same(a: Task, b: Task) -> bool:
-    one, other = tree_leaves(a), tree_leaves(b)
-    return len(one) == len(other) and all(
-        s.shape == t.shape and s.dtype == t.dtype and torch.equal(s.nan_to_num(), t.nan_to_num())
-        for s, t in zip(one, other, strict=True)
-    )
+    return way

@@ -17,6 +17,7 @@ from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.execution import compile
 from fmeta.execution._compile import Execution
 from fmeta.gradients import meta_grad, skipping
+from fmeta.gradients._evolution import Evolution
 from fmeta.gradients._first_look import first_look
 from fmeta.gradients._skipping import Skipping
 from fmeta.training._batches import Batches
@@ -67,22 +68,30 @@ class Steps:
         with contextlib.ExitStack() as stack:
             if self.run.scope == "none":
                 stack.enter_context(warnings.catch_warnings(action="ignore"))  # the steps themselves give them
-            return {
+            tried = {
                 first: self._tried_with(build(gradient, eager), state, tasks)
                 for first, gradient in self.trainer.phases.items()
             }
+        for first, (_, info) in tried.items():
+            if _trains_nothing(info):
+                self._tell_of_nothing(self.trainer.phases[first], info)
+        return {first: flops for first, (flops, _) in tried.items()}
 
-    def _tried_with(self, step: Staged, state: State, tasks: Task) -> tuple[int, int]:
-        """The operations of a phase, whose gradient is not zero."""
+    def _tried_with(self, step: Staged, state: State, tasks: Task) -> tuple[tuple[int, int], Info]:
+        """The operations of a phase, and what it sees: on one task, and on all where that has no gradient."""
         flops, info = _operations(step, state, tasks, self.trainer.whole_batch)
-        if _trains_nothing(info) and _trains_nothing(step(state, tasks)[1]):
-            raise InputError(
-                f"fit({self.trainer.name}): the meta-gradient of the first batch is exactly zero in every parameter, "
-                f"at a loss of {float(info.loss):g}, so nothing would train; expected a loss that depends on the "
-                "parameters; look for torch.no_grad, .detach(), .data or .item() in forward or in the loss, and for "
-                "requires_grad=False on the whole network, which fmeta.evaluate measures as it is"
-            )
-        return flops
+        return flops, step(state, tasks)[1] if _trains_nothing(info) else info
+
+    def _tell_of_nothing(self, gradient: MetaGradient, info: Info) -> None:
+        said = f"fit({self.trainer.name}): the meta-gradient of the first batch is exactly zero in every parameter"
+        if isinstance(gradient, Evolution):  # whose few draws may see no difference, as of a loss in steps
+            warnings.warn(f"{said}; more pairs, or a larger sigma, see more", stacklevel=2)
+            return
+        raise InputError(
+            f"{said}, at a loss of {float(info.loss):g}, so nothing would train; expected a loss that depends on the "
+            "parameters; look for torch.no_grad, .detach(), .data or .item() in forward or in the loss, and for "
+            "requires_grad=False on the whole network, which fmeta.evaluate measures as it is"
+        )
 
     def _made(self, gradient: MetaGradient | None) -> Callable[..., Any]:
         build, scope = self.trainer.build, self.run.scope

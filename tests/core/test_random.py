@@ -181,17 +181,18 @@ def test_counts_are_whole_numbers(count):
 def test_shapes_are_whole_numbers(shape):
     for draw in (uniform, normal):
         with pytest.raises(
-            InputError, match=rf"{draw.__name__}\(shape=.*\): expected a whole number, at least 0, for each"
+            InputError,
+            match=rf"{draw.__name__}\(shape=.*\): expected a (tuple of whole numbers|whole number, at least 0)",
         ):
             draw(key(0), shape)
 
 
 def test_numbers_of_integers_and_bounds_in_the_wrong_order_are_refused():
     for draw in (uniform, normal):
-        with pytest.raises(InputError, match=rf"{draw.__name__}\(dtype=torch.int64\): expected a floating-point dtype"):
+        with pytest.raises(InputError, match=rf"{draw.__name__}\(dtype=torch.int64\): expected a floating-point one"):
             draw(key(0), (3,), dtype=torch.int64)
     for low, high in ((1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)):
-        with pytest.raises(InputError, match=r"uniform\(low=.*\): expected two finite numbers, low <= high"):
+        with pytest.raises(InputError, match=r"uniform\(.*expected (low <= high|what is finite)"):
             uniform(key(0), (3,), low, high)
     assert uniform(key(0), [2, 3], 1, 1).tolist() == [[1.0] * 3] * 2
 
@@ -541,7 +542,7 @@ REFUSED = {
         lambda: uniform(split(K, 3), (3,)),
         r"uniform: the key is torch.int64 \[3\]; expected one key.*vmap",
     ),
-    "a seed": (lambda: normal(3, (3,)), r"normal: the key is int; expected one key, int64 \[\]; use fmeta.key"),
+    "a seed": (lambda: normal(3, (3,)), r"normal: the key is a int; expected one key, int64 \[\]; use fmeta.key"),
 }
 
 

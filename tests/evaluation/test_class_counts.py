@@ -95,12 +95,15 @@ def test_figures_are_those_of_the_labels():
     assert plain.classes is None
 
 
+LARGE = 1e6  # of which the learner makes NaN
+
+
 def speaking():
     return Learner(
         init=lambda k: {"nothing": torch.zeros(1)},
         adapt=lambda meta, support, k: meta,
-        predict=lambda fast, meta, x: x,
-        loss=lambda fast, meta, query: (query.x.mean(), {}),
+        predict=lambda fast, meta, x: torch.where(x > LARGE, torch.nan, x),
+        loss=lambda fast, meta, query: (torch.where(query.x > LARGE, torch.nan, query.x).mean(), {}),
         inner=None,
         gradient=fmeta.unrolled(),
     )
@@ -108,7 +111,7 @@ def speaking():
 
 def test_nan_predictions_and_classes_without_examples():
     """A NaN is an example that was not recognised; a class never drawn has NaN, and is not in the summary."""
-    logits = torch.tensor([[[2.0, 1.0], [math.nan, 0.0], [0.0, 1.0]]]).expand(2, -1, -1)
+    logits = torch.tensor([[[2.0, 1.0], [2 * LARGE, 0.0], [0.0, 1.0]]]).expand(2, -1, -1)
     support, y = torch.zeros(2, 1, 2), torch.zeros(2, 3, dtype=torch.int64)
     tasks = fmeta.Task(Examples(support, y[:, :1]), Examples(logits, y))
     meta, names = {"nothing": torch.zeros(1)}, ("a", "b", "c")

@@ -73,11 +73,10 @@ def test_a_resumed_run_goes_by_the_choices_it_was_begun_with(tmp_path):
     learner, sample, _ = LEARNERS["maml"]
 
     def train(iterations, **options):
-        draw = lambda key, count: sample(key)  # noqa: E731
         return fmeta.fit(
             learner,
             fmeta.adam(0.01),
-            draw,
+            sample,
             key=KEY,
             iterations=iterations,
             meta_batch=3,

@@ -102,9 +102,7 @@ def bad(part, field, value, at=(1, 2)):
 @pytest.mark.parametrize("call", [by_fit, by_evaluate])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_named(call, value):
-    with pytest.raises(
-        fmeta.InputError, match=r"tasks\.query\.x holds 4 numbers that are not finite, the first in task 1"
-    ):
+    with pytest.raises(fmeta.InputError, match=r"tasks\.query\.x holds 4 numbers that are not, the first in task 1"):
         call(maml(), bad("query", "x", value))
 
 
@@ -240,3 +238,61 @@ def test_the_look_is_once():
     first = len(calls)
     step(meta, tasks_of())
     assert len(calls) - first < first
+
+
+def test_a_mask_of_minus_infinity_and_missing_targets_are_the_losses_to_judge():
+    model = own_model(lambda apply, params, x: apply(params, x["x"]) + 0 * x["mask"].softmax(-1).sum())
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(4).expand(3, 6, 4, 4)
+    tasks = tasks_of()
+    masked = tasks._replace(**{
+        part: e._replace(x={"x": e.x, "mask": mask}) for part, e in (("support", tasks.support), ("query", tasks.query))
+    })  # fmt: skip
+    for call in (by_fit, by_evaluate):
+        call(maml(model), masked)
+
+    def of_those_that_are_known(prediction, y):
+        return torch.where(y.isnan(), 0.0, (prediction[:, 0] - y.nan_to_num()) ** 2)
+
+    y = torch.where(torch.arange(6) < 2, torch.nan, 1.0).expand(3, 6)
+    missing = tasks._replace(support=tasks.support._replace(y=y), query=tasks.query._replace(y=y))
+    for call in (by_fit, by_evaluate):
+        call(maml(loss=of_those_that_are_known), missing)
+
+
+def test_an_input_may_be_called_weight():
+    model = own_model(lambda apply, params, x: apply(params, x["weight"]))
+    tasks = tasks_of()
+    named = tasks._replace(
+        support=tasks.support._replace(x={"weight": tasks.support.x}),
+        query=tasks.query._replace(x={"weight": tasks.query.x}),
+    )
+    by_evaluate(maml(model), named)
+
+
+def test_evolution_may_see_nothing_at_first():
+    def steps(prediction, y):
+        return (prediction.argmax(-1) != y).float()
+
+    with pytest.warns(UserWarning, match="exactly zero.*more pairs"):
+        fmeta.fit(
+            maml(loss=steps), fmeta.adam(1e-3), lambda key, n: tasks_of(), key=KEY, iterations=1, meta_batch=3,
+            gradient=fmeta.evolution(sigma=1e-9, pairs=1),
+        )  # fmt: skip
+
+
+def test_two_metrics_of_one_name_are_refused():
+    with pytest.raises(fmeta.InputError, match="two are called alike"):
+        maml(metrics=[lambda p, y: p[:, 0], lambda p, y: p[:, 1]])
+
+
+def test_parameters_changed_in_place_are_named_and_stay():
+    def halves(apply, params, x):
+        params["head.weight"].mul_(0.5)
+        return apply(params, x)
+
+    learner = fmeta.protonet(own_model(halves), ways=3)
+    meta = learner.init(KEY)
+    before = meta["head.weight"].clone()
+    with pytest.raises(fmeta.InputError, match=r"in place"):
+        fmeta.evaluate(learner, meta, tasks_of())
+    assert torch.equal(meta["head.weight"], before)

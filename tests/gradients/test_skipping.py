@@ -6,7 +6,7 @@ from helpers import F64, distance, regressor, vectors
 
 import fmeta
 from fmeta import Examples
-from fmeta.core import key
+from fmeta.core import fold, key
 from fmeta.core.tree import tree_leaves, tree_map
 
 WAYS = [fmeta.unrolled(), fmeta.adjoint(), fmeta.first_order(), fmeta.chunked(fmeta.adjoint(), 2)]
@@ -91,6 +91,12 @@ def test_fit_counts_what_it_leaves_out(learner, tmp_path):
         tasks = vectors(k, count)
         return spoiled(tasks, (1,), "support")
 
+    begin = fold(fold(key(0), "tasks"), 0)
+
+    def later(k, count):  # the first batch is looked at
+        odd, even = sample(k, count), vectors(k, count)
+        return tree_map(lambda a, b: torch.where(k == begin, b, a), odd, even)
+
     given = {"key": key(0), "iterations": 4, "meta_batch": 3}
     state = fmeta.fit(
         learner,
@@ -104,7 +110,9 @@ def test_fit_counts_what_it_leaves_out(learner, tmp_path):
     assert all(line["loss"] == line["loss"] for line in seen)
     assert int(state.step) == 4
     with pytest.raises(fmeta.NonFiniteError, match=r"gradient=fmeta\.skipping\(\)"):
-        fmeta.fit(learner, fmeta.adam(0.01), sample, run_dir=tmp_path, **given)
+        fmeta.fit(learner, fmeta.adam(0.01), later, run_dir=tmp_path, **given)
+    with pytest.raises(fmeta.InputError, match=r"tasks\.support\.y holds .* in task 1.*gradient=fmeta\.skipping\(\)"):
+        fmeta.fit(learner, fmeta.adam(0.01), sample, **given)
 
 
 def test_inside_slices_it_is_refused_and_around_them_it_works():

@@ -1,5 +1,9 @@
 """State outside the parameters: tables that are filled once are kept right, whatever moves is refused by its name."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from helpers import F64
@@ -113,7 +117,7 @@ def test_statistics_of_the_first_batch_are_refused():
 
     state = {"mean": torch.zeros(4, dtype=F64), "ready": torch.tensor(False)}
     net = net_of(act_norm, **state)
-    with pytest.raises(fmeta.InputError, match=r"buffer 'mean'.*first batch.*run the module"):
+    with pytest.raises(fmeta.InputError, match=r"buffer 'mean'.*first call.*run the module"):
         over_tasks(fmeta.from_module(net), inputs(2, 5, 4))
     net(inputs(50, 4))  # the cure
     expected = net.layer(inputs(2, 5, 4) - net.mean).detach()
@@ -157,3 +161,119 @@ def test_one_look_for_each_kind_of_input():
     for length in (3, 3, 5, 5, 3):
         over_tasks(model, inputs(2, length, 4))
     assert len(calls) == 5 + 2 * 2
+
+
+def test_a_table_of_the_parameters_is_refused():
+    def normed(net, x):
+        if net.table is None:
+            net.table = net.layer.weight / net.layer.weight.norm()
+        return x @ net.table.mT
+
+    with pytest.raises(fmeta.InputError, match=r"attribute 'table'.*input or the parameters"):
+        over_tasks(fmeta.from_module(net_of(normed, table=None)), inputs(2, 5, 4))
+
+
+def test_a_scale_of_the_first_input_is_refused_even_where_zeros_are_no_input():
+    def scaled(net, x):
+        if not x.any():
+            raise ValueError("zeros")
+        if net.scale is None:
+            net.scale = x.abs().max()
+        return net.layer(x) / net.scale
+
+    with pytest.raises(fmeta.InputError, match="attribute 'scale'"):
+        over_tasks(fmeta.from_module(net_of(scaled, scale=None)), inputs(2, 5, 4))
+
+
+class Counter:
+    def __init__(self):
+        self.calls = 0
+
+
+def by_an_object(net, x):
+    net.counter.calls += 1
+    return net.layer(x) * net.counter.calls
+
+
+def by_numpy(net, x):
+    return net.layer(x) * np.random.rand()
+
+
+def by_python(net, x):
+    return net.layer(x) + random.random()
+
+
+@pytest.mark.parametrize("forward", [by_an_object, by_numpy, by_python])
+def test_what_gives_two_predictions_is_refused(forward):
+    net = net_of(forward, counter=Counter())
+    with pytest.raises(fmeta.InputError, match="two predictions for the same parameters, input and key"):
+        over_tasks(fmeta.from_module(net), inputs(2, 5, 4))
+
+
+def clamps(net, x):
+    with torch.no_grad():
+        net.layer.weight.clamp_(-0.1, 0.1)
+    return net.layer(x)
+
+
+def renorms(net, x):
+    net.layer.weight.data = torch.renorm(net.layer.weight.data, 2, 0, 0.1)
+    return net.layer(x)
+
+
+@pytest.mark.parametrize("forward", [clamps, renorms])
+def test_parameters_changed_in_place_are_refused_and_stay(forward):
+    model = fmeta.from_module(net_of(forward))
+    params = model.init(KEY)
+    before = params["layer.weight"].clone()
+    with pytest.raises(fmeta.InputError, match=r"changes the parameter 'layer\.weight' in place"):
+        model.apply(params, inputs(5, 4))
+    assert torch.equal(params["layer.weight"], before)
+
+
+def test_state_that_is_written_anew_to_the_same_value_does_no_harm():
+    def tidy(net, x):
+        net.kept.clear()
+        net.kept.append(net.layer(x))
+        net.zero = torch.zeros(3, dtype=F64)
+        return net.kept[0] + net.zero
+
+    net = net_of(tidy, kept=[], zero=torch.zeros(3, dtype=F64))
+    torch.testing.assert_close(over_tasks(fmeta.from_module(net), inputs(2, 5, 4)), net.layer(inputs(2, 5, 4)).detach())
+
+
+class TestCompiledBeforeAnyCall:
+    def test_the_callers_input_stays(self):
+        model = fmeta.from_module(net_of(lambda net, x: net.layer(x.mul_(2))))
+        x = inputs(5, 4)
+        fmeta.compile(lambda params, x: model.apply(params, x), backend="aot_eager")(model.init(KEY), x)
+        assert torch.equal(x, inputs(5, 4))
+
+    def test_a_buffer_that_is_set_anew_is_refused(self):
+        model = fmeta.from_module(net_of(assigned, seen=torch.zeros((), dtype=F64)))
+        with pytest.raises(fmeta.InputError, match=r"seen|once before it is compiled"):
+            fmeta.compile(lambda params, x: model.apply(params, x), backend="aot_eager")(model.init(KEY), inputs(5, 4))
+
+    def test_a_dict_of_tables_is_as_it_was(self):
+        def looked_up(net, x):
+            if len(x) not in net.tables:
+                net.tables[len(x)] = torch.arange(len(x), dtype=x.dtype)[:, None].sin()
+            return net.layer(x) + net.tables[len(x)]
+
+        model = fmeta.from_module(net_of(looked_up, tables={}))
+        params, x = model.init(KEY), inputs(5, 4)
+        compiled = fmeta.compile(lambda params, x: model.apply(params, x), backend="aot_eager")(params, x)
+        torch.testing.assert_close(compiled, model.apply(params, x))
+
+
+def test_threads_do_not_meet_in_one_model():
+    model = fmeta.from_module(net_of(lambda net, x: net.layer(x).tanh()))
+    params, x = model.init(KEY), inputs(5, 4)
+    each = [{n: p * scale for n, p in params.items()} for scale in (1.0, -2.0, 3.0)]
+    right = [model.apply(p, x) for p in each]
+
+    def work(i):
+        return all(torch.equal(model.apply(each[i], x), right[i]) for _ in range(60))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(work, range(3)))

@@ -57,6 +57,8 @@ KINDS = {  # what forward does with its layer and input; words of the cure; a pa
     "checkpoint": (checkpointed, "adjoint", "use_reentrant"),
     "old function": (lambda layer, x: Old.apply(layer(x)), "setup_context", "Old.apply"),
     "function without rule": (lambda layer, x: NoRule.apply(layer(x)), "generate_vmap_rule", "NoRule.apply"),
+    "tolist": (lambda layer, x: layer(x) * x.tolist()[0][0], "torch.where", "x.tolist()"),
+    "numpy": (lambda layer, x: layer(x) + x.numpy().sum(), "torch.where", "x.numpy()"),
     "data": (lambda layer, x: layer(x.data), "detach", "x.data"),
     "dtype": (lambda layer, x: layer(x.float()), "dtype", "x.float()"),
 }
@@ -115,4 +117,13 @@ def test_an_error_of_the_callers_own_passes_as_it_is():
         raise RuntimeError("the weather")
 
     with pytest.raises(RuntimeError, match="the weather"):
+        fmeta.over_tasks(faulty, shared=())(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("said", ["support and query should be the same dtype", "mask must be a boolean mask"])
+def test_so_does_one_that_speaks_as_torch_does(said):
+    def faulty(x):
+        raise ValueError(said)
+
+    with pytest.raises(ValueError, match=said):
         fmeta.over_tasks(faulty, shared=())(torch.zeros(2, 3))

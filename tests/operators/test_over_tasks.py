@@ -254,6 +254,12 @@ class TestNoise:
             (lambda: torch.bernoulli(torch.full((20_000,), 0.3)), 0.3, 0.21**0.5),
             (lambda: torch.randint(2, 5, (20_000,)).double(), 3.0, (2 / 3) ** 0.5),
             (lambda: torch.randint(3, (20_000,)).double(), 1.0, (2 / 3) ** 0.5),
+            (lambda: torch.randint(0, 3, size=(20_000,)).double(), 1.0, (2 / 3) ** 0.5),
+            (lambda: torch.randint(high=3, size=(20_000,)).double(), 1.0, (2 / 3) ** 0.5),
+            (lambda: torch.randint(low=2, high=5, size=(20_000,)).double(), 3.0, (2 / 3) ** 0.5),
+            (lambda: torch.zeros(20_000).normal_(1, 2, generator=None), 1.0, 2.0),
+            (lambda: nn.init.normal_(torch.empty(20_000), 1, 2), 1.0, 2.0),
+            (lambda: nn.init.uniform_(torch.empty(20_000), a=-1, b=3), 1.0, 4 * 12**-0.5),
             (lambda: torch.randperm(101).double(), 50.0, None),
             (lambda: F.dropout(torch.ones(20_000), 0.25), 1.0, (0.25 / 0.75) ** 0.5),
             (lambda: torch.native_dropout(torch.ones(20_000), 0.25, True)[0], 1.0, (0.25 / 0.75) ** 0.5),
@@ -299,3 +305,59 @@ class TestNoise:
     def test_everything_dropped_is_zero(self):
         for call in (F.dropout, F.alpha_dropout, F.dropout2d):
             assert not self.draw(lambda call=call: call(torch.ones(2, 3, 4, 4), 1.0, True)).any()
+
+
+WRONG = {
+    "layer norm of another width": lambda: F.layer_norm(torch.randn(2, 7), (5,)),
+    "batch norm of other channels": lambda: F.batch_norm(torch.randn(4, 3), None, None, torch.ones(1), None, True),
+    "a running mean of other channels": lambda: F.batch_norm(torch.randn(4, 3), torch.zeros(1), torch.ones(1)),
+    "batch norm without statistics": lambda: F.batch_norm(torch.randn(4, 3), None, None),
+    "fewer query heads": lambda: attend((2, 1, 4, 8), (2, 2, 4, 8), enable_gqa=True),
+    "an integer mask": lambda: attend((2, 1, 4, 8), (2, 1, 4, 8), attn_mask=torch.ones(4, 4, dtype=torch.int64)),
+    "an unknown mode": lambda: F.embedding_bag(torch.zeros(2, 3, dtype=torch.int64), torch.randn(7, 4), mode="foo"),
+    "weights of a mean": lambda: F.embedding_bag(
+        torch.zeros(2, 3, dtype=torch.int64), torch.randn(7, 4), per_sample_weights=torch.ones(2, 3)
+    ),
+    "padding out of range": lambda: F.embedding(torch.zeros(2, dtype=torch.int64), torch.randn(7, 4), padding_idx=20),
+    "pooling one pixel": lambda: F.max_pool2d(torch.randn(1, 1, 1, 1), 2),
+}
+
+
+def attend(query, key, **options):
+    k = torch.randn(key)
+    return F.scaled_dot_product_attention(torch.randn(query), k, k, **options)
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_torch_refuses_is_refused(what):
+    call = WRONG[what]
+    with pytest.raises((RuntimeError, ValueError, AssertionError, NotImplementedError)):
+        call()
+    with pytest.raises((fmeta.InputError, RuntimeError)), drawing(Noise(())):
+        call()
+
+
+def test_a_single_word_has_its_row():
+    table = torch.randn(5, 3)
+    found = fmeta.over_tasks(lambda w, i: F.embedding(i, w))(table, torch.tensor([1, 2]))
+    assert torch.equal(found, table[1:3])
+
+
+def test_attention_in_half_precision_has_its_scores_in_float32():
+    torch.manual_seed(0)
+    q, k, v = ((torch.randn(2, 4, 64, 32) * scale).bfloat16() for scale in (3, 3, 1))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    with drawing(Noise(())):
+        found = F.scaled_dot_product_attention(q, k, v)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=0.01, atol=0.02)
+
+
+def test_the_operators_are_replaced_inside_a_function_of_torch_that_calls_back():
+    def distance(a, b):
+        with drawing(Noise(KEY)):
+            return (F.dropout(a, 0.5, True) - b).norm(dim=-1)
+
+    with drawing(Noise(())):
+        one, two = (F.triplet_margin_with_distance_loss(X[0], X[1], X[2], distance_function=distance) for _ in range(2))
+    assert one == two

@@ -94,7 +94,7 @@ def test_global_randomness_is_caught():
         return tree_map(lambda w: w + torch.randn((), dtype=F64), meta)
 
     found = broken(MAML._replace(adapt=adapt, inner=None), "pure")
-    assert "RuntimeError" in found  # vmap refuses it
+    assert "torch.randn" in found  # vmap refuses it
     noise = iter(range(100))
     counting = MAML._replace(adapt=lambda m, s, k: tree_map(lambda w: w + 0.1 * next(noise), m), inner=None)
     assert "the same call gave other bits" in broken(counting, "pure")
@@ -105,7 +105,7 @@ def test_writing_into_the_inputs_is_caught():
         query.y.mul_(1.5)
         return MAML.loss(fast, meta, query)
 
-    assert "wrote into its inputs" in broken(MAML._replace(loss=loss), "pure")
+    assert "in place (tasks.query.y)" in broken(MAML._replace(loss=loss), "pure")
 
 
 def test_forgotten_weights_are_caught():

@@ -186,3 +186,26 @@ class TestOwnSampler:
         expected = [float(int(k) % 1000) for k in fmeta.split(KEY, 5)]
         assert sample(KEY, 5).support.x[:, 0, 0].tolist() == expected
         assert sample.part(KEY, 5, range(2, 4)).support.x[:, 0, 0].tolist() == expected[2:4]
+
+    def test_the_first_call_may_be_under_vmap(self):
+        def one(key):
+            x = fmeta.normal(key, (5, 1))
+            return Task(Examples(x, x), Examples(x, x), key)
+
+        fresh, keys = fmeta.tasks.sampler(one), fmeta.split(KEY, 2)
+        found = torch.func.vmap(lambda key: fresh(key, 4).support.x)(keys)
+        assert torch.equal(found, torch.stack([fmeta.tasks.sampler(one)(key, 4).support.x for key in keys]))
+
+    def test_tasks_of_different_shapes_are_named(self):
+        def one(key):
+            x = torch.randn(2 + int(key) % 7, 1)
+            return Task(Examples(x, x), Examples(x, x), key)
+
+        with pytest.raises(fmeta.InputError, match="different shapes"):
+            fmeta.tasks.sampler(one)(KEY, 9)
+
+
+def test_a_smaller_last_batch_of_a_loader_is_named_with_the_cure():
+    items = [SINE(fmeta.key(0), 2), SINE(fmeta.key(1), 1)]
+    with pytest.raises(fmeta.InputError, match="drop_last=True"):
+        drawn(fmeta.tasks.from_loader(items), 2)

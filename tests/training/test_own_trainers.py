@@ -197,7 +197,7 @@ def test_a_later_source_that_does_not_fit_is_told_before_the_first_step():
     def wrong(k, count):
         return WAVES(k, count)._replace(key=torch.zeros(count))
 
-    with pytest.raises(fmeta.InputError, match=r"fit: tasks\.key"):
+    with pytest.raises(fmeta.InputError, match=r"fit\(sample=…\): tasks\.key"):
         train(
             fmeta.trainer(LEARNER, OUTER), sample={0: WAVES, 8: wrong}, log_every=1, loggers=[lambda *v: seen.append(v)]
         )

@@ -163,10 +163,17 @@ def test_compiled_phases_equal_eager(scope):
 def test_a_later_phase_that_fails_on_these_tasks_is_told_before_the_first_step():
     """At its own step it would have cost the run up to there."""
     seen = []
-    with pytest.raises(fmeta.InputError, match=r"evolution.*drawn from the task's key"):
+
+    def of_four_tasks(learner, stage):
+        def grads(meta, tasks):
+            raise fmeta.InputError("this meta-gradient needs four tasks")
+
+        return grads
+
+    with pytest.raises(fmeta.InputError, match="needs four tasks"):
         fmeta.fit(
-            LEARNER, OUTER, lambda k, count: TASKS._replace(key=()), key=key(3), iterations=12, meta_batch=3,
-            gradient={0: fmeta.first_order(), 5: fmeta.evolution(0.1, 2)},
+            LEARNER, OUTER, lambda k, count: TASKS, key=key(3), iterations=12, meta_batch=3,
+            gradient={0: fmeta.first_order(), 5: of_four_tasks},
             logging=fmeta.Logging(1, [lambda step, _: seen.append(step)]),
         )  # fmt: skip
     assert not seen

@@ -311,6 +311,20 @@ def ranks():
     yield from table(["weak efficiency, modelled, by processes", *counts], rows)
 
 
+def looks():
+    run = load("first_look")
+    if run:
+        about = f"""What `fit` looks at before the first step, beside an eager meta-step: the median of {run["pairs"]}
+            pairs, and their 5th to 95th percentile."""
+        yield from section("The first look", "python benchmarks/first_look.py", run, about)
+        rows = [
+            [name, f"{row['share of a step']:.2f} ({low:.2f} to {high:.2f})"]
+            for name, row in run["problems"].items()
+            for low, high in [row["5 to 95% of pairs"]]
+        ]
+        yield from table(["problem", "share of a step"], rows)
+
+
 def broken_runs():
     run = load("faults")
     if run:
@@ -321,14 +335,14 @@ def broken_runs():
 def planted():
     run = load("mutations")
     if run:
-        about = f"{run['caught']} of {run['faults']} planted faults are caught, each by the laws named beside it."
-        yield from section("Faults planted in the mathematics", "python benchmarks/mutations.py", run, about)
+        about = f"{run['caught']} of {run['faults']} planted faults are caught, by the laws or tests named beside them."
+        yield from section("Faults planted in the source", "python benchmarks/mutations.py", run, about)
         rows = [[name, row["planted in"], "; ".join(row["caught by"])] for name, row in run["by"].items()]
         yield from table(["fault", "planted in", "caught by"], rows)
 
 
 SECTIONS = (
-    recipes, families, order, plus_plus, speed, peers, memory, scaling, tuned, soak, ranks, broken_runs, planted,
+    recipes, families, order, plus_plus, speed, peers, memory, scaling, tuned, soak, ranks, looks, broken_runs, planted,
 )  # fmt: skip
 
 
@@ -385,8 +399,8 @@ def faults_figure():
     run, broken = load("mutations"), load("faults")["outcomes"].values()
     fine = [outcome for outcome in broken if not outcome.startswith(("FAILED", "not run"))]
     yield (
-        f"- Faults planted in the mathematics: **{run['caught']} of {run['faults']}** caught by the laws. Runs killed, "
-        f"starved, corrupted and cut off: **{len(fine)} of {len(broken)}** ended well."
+        f"- Faults planted in the source: **{run['caught']} of {run['faults']}** caught by laws and tests. Runs "
+        f"killed, starved, corrupted and cut off: **{len(fine)} of {len(broken)}** ended well."
     )
 
 

@@ -19,6 +19,7 @@ from fmeta.core._checks import InputError
 from fmeta.core._types import Tree
 from fmeta.core.tree import tree_leaves, tree_map
 from fmeta.models._module_layers import REGISTERED, copied, named, tensors_in
+from fmeta.operators._by_key import same_bits
 
 Place = tuple[str, bool, str]  # name of the layer, whether it is a buffer, name of the attribute
 Run = Callable[[nn.Module, dict[str, Tensor], Tree], Tree]  # a copy of the module, parameters, inputs -> prediction
@@ -103,7 +104,7 @@ def look(module: nn.Module, buffers: dict[str, Tensor], params: dict[str, Tensor
     once = _clones(run(scratch, own, given))
     changes_input = before != _versions(given)
     for name, tensor in params.items():
-        if not torch.equal(tensor.nan_to_num(), own[name].nan_to_num()):
+        if not same_bits(tensor, own[name]):
             raise InputError(
                 f"from_module: forward changes the parameter {name!r} in place; expected one that computes from it: a "
                 "new tensor, such as weight = self.weight.clamp(-1, 1), used in its place"
@@ -233,10 +234,10 @@ def _same(before: _Held, now: _Held) -> bool:
 
 def _equal(a: Any, b: Any, exact: bool = True) -> bool:
     one, other = tensors_in(a), tensors_in(b)
-    if len(one) != len(other) or any(s.shape != t.shape or s.dtype != t.dtype for s, t in zip(one, other, strict=True)):
+    if [(t.shape, t.dtype) for t in one] != [(t.shape, t.dtype) for t in other]:
         return False
-    same = torch.equal if exact else torch.allclose
-    return all(same(s.nan_to_num(), t.nan_to_num()) for s, t in zip(one, other, strict=True))
+    pairs = zip(one, other, strict=True)
+    return all(same_bits(s, t) if exact else torch.allclose(s, t, equal_nan=True) for s, t in pairs)
 
 
 def _get(module: nn.Module, place: Place) -> Any:

@@ -40,12 +40,11 @@ def way_of_drawing(draw: Callable[[Tensor], Any], key: Tensor) -> Way:
 
 def _same(a: Tree, b: Tree) -> bool:
     one, other = tree_leaves(a), tree_leaves(b)
-    return len(one) == len(other) and all(
-        s.shape == t.shape and s.dtype == t.dtype and torch.equal(_bits(s), _bits(t))
-        for s, t in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(same_bits(s, t) for s, t in zip(one, other, strict=True))
 
 
-def _bits(t: Tensor) -> Tensor:
-    """As bytes, so that NaN is NaN."""
-    return t.contiguous().flatten().view(torch.uint8)
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are of one kind and hold the same, NaN too."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (a, b)))

@@ -277,3 +277,17 @@ def test_threads_do_not_meet_in_one_model():
 
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(work, range(3)))
+
+
+def test_a_table_of_complex_numbers_that_is_filled_once():
+    def turned(net, x):
+        if net.turns is None:
+            net.turns = torch.polar(torch.ones(2, dtype=F64), torch.arange(2, dtype=F64))
+        return torch.view_as_real(torch.view_as_complex(net.layer(x)[:, :2].contiguous()[:, None]) * net.turns).sum(
+            (1, 2)
+        )
+
+    net = net_of(turned, turns=None)
+    expected = torch.stack([net(x) for x in inputs(2, 5, 4)]).detach()
+    for _ in range(2):
+        torch.testing.assert_close(over_tasks(fmeta.from_module(net_of(turned, turns=None)), inputs(2, 5, 4)), expected)

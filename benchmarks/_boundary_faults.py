@@ -94,7 +94,7 @@ FAULTS = [
         "moves",
     ),
     BoundaryFault(
-        "fill a table inside vmap",
+        "leave a table of one call to the next",
         "models/_from_module.py",
         "        elif kept.filled or kept.written:",
         "        elif False:",
@@ -417,12 +417,12 @@ FAULTS = [
         "could_not_be_estimated",
     ),
     BoundaryFault(
-        "make a table of the parameters a constant",
+        "make a table of the first input a constant",
         "models/_module_state.py",
         "        if told is not None:",
         "        if False:",
         "tests/models/test_module_state.py",
-        "parameters or first_input",
+        "first_input or first_batch",
     ),
     BoundaryFault(
         "take two predictions for one",

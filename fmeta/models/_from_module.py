@@ -35,7 +35,7 @@ def from_module(module: nn.Module, *, norm: Norm | None = None, calibrate: Tree 
 
     Parameters with `requires_grad=False` and buffers are constants, best on the device of the parameters; where all are
     constants, `init` gives `{}`. They keep the dtype they came with; those in the dtype of the parameters follow these
-    into another. Tied weights stay tied. Tables that the first forward fills are filled once for each kind of input.
+    into another. Tied weights stay tied. A table that the first forward makes is made in every call.
     nn.LSTM and its kin run in plain operations, with torch's weights and names; spectral norm is computed anew.
 
     Args:

@@ -1,9 +1,9 @@
-"""What a module keeps besides its parameters: tables filled at the first forward, and state that moves.
+"""What a module keeps besides its parameters: tables made at the first forward, and state that moves.
 
 A pure function has neither. Before the first call with inputs of a kind, a copy of the module runs twice on the inputs
-of one task, outside all transforms, and its tensors are compared: what the first run alone set is a table, filled once
-and for all, and is given to every call, if other parameters and other inputs fill it alike; what differs after the
-second run is state, and is refused by name.
+of one task, outside all transforms, and its tensors are compared. A table is made anew in every call, which begins with
+the module as it came; one that other inputs would have filled otherwise, and what differs after the second run, is
+state, and is refused by name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _ABSENT = object()
 class Kept(NamedTuple):
     """What the calls of a module with inputs of one kind leave behind."""
 
-    filled: dict[Place, Any]  # what the first of them made, and all use
-    written: frozenset[Place]  # what each of them sets anew, of no use to the next
+    filled: dict[Place, Any]  # what the first of them wrote in place, and all use
+    written: frozenset[Place]  # what each of them makes anew, of no use to the next
     changes_input: bool
 
     @contextlib.contextmanager
@@ -124,18 +124,26 @@ def look(module: nn.Module, buffers: dict[str, Tensor], params: dict[str, Tensor
             else f"from_module: {type(module).__name__} gives two predictions for the same parameters, input and key; "
             "expected one; it draws numbers that are not torch's, or keeps state in an object of its own"
         )
-    written = {p for p, now in after_two.items() if not _is(after_one[p], now)}
-    fresh = {p for p, now in after_one.items() if p not in at_first or not _same(at_first[p], now)}
-    filled = {p: after_one[p].held for p in fresh - written}
-    for others in ({n: 0.5 * t + 0.1 for n, t in params.items()}, x), (params, tree_map(_other, x)):
-        told = _told_by(_scratch(module, buffers), others, run, {p: after_one[p].values for p in filled})
+    written = {p for p, now in after_two.items() if p not in at_first or not _is(at_first[p], now)}
+    tables = {  # what the first run alone has set
+        p: now
+        for p, now in after_one.items()
+        if _is(now, after_two[p]) and (p not in at_first or not _equal(at_first[p].values, now.values))
+    }
+    in_place = {p: now for p, now in tables.items() if p not in written}
+    for found, others in (tables, (params, tree_map(_other, x))), (in_place, (_otherwise(params), x)):
+        told = _told_by(_scratch(module, buffers), others, run, found)
         if told is not None:
             raise InputError(
                 f"from_module: {_said(scratch, told)} is set at the first call from its input or the parameters, and "
                 "would stay so; expected a table of neither; compute it at every call; statistics of typical data: run "
                 "the module on those first, then give it to from_module"
             )
-    return Kept(filled, frozenset(written), changes_input)
+    return Kept({p: now.held for p, now in in_place.items()}, frozenset(written), changes_input)
+
+
+def _otherwise(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: 0.5 * tensor + 0.1 for name, tensor in params.items()}
 
 
 def _other(value: Any) -> Any:
@@ -145,7 +153,7 @@ def _other(value: Any) -> Any:
     return 0.5 * value.flip(0) if value.is_floating_point() else value.flip(0)
 
 
-def _told_by(scratch: nn.Module, given: tuple[Any, Any], run: Run, filled: dict[Place, list[Tensor]]) -> Place | None:
+def _told_by(scratch: nn.Module, given: tuple[Any, Any], run: Run, filled: dict[Place, _Held]) -> Place | None:
     """What is filled otherwise from these parameters and inputs."""
     if not filled:
         return None
@@ -154,7 +162,7 @@ def _told_by(scratch: nn.Module, given: tuple[Any, Any], run: Run, filled: dict[
     except Exception:  # these may be none for this network
         return None
     now = _state(scratch)
-    return next((p for p, values in filled.items() if p in now and not _equal(values, now[p].values)), None)
+    return next((p for p, held in filled.items() if p in now and not _equal(held.values, now[p].values)), None)
 
 
 def _moves(module: nn.Module, place: Place) -> str:
@@ -224,12 +232,7 @@ def _numbers(module: nn.Module) -> dict[Place, Any]:
 
 def _is(before: _Held, now: _Held) -> bool:
     """Whether nothing was put in its place, nor into it."""
-    pairs = zip(before.tensors, now.tensors, strict=True)
-    return before.held is now.held and all(a is b for a, b in pairs)
-
-
-def _same(before: _Held, now: _Held) -> bool:
-    return before.held is now.held and _equal(before.values, now.values)
+    return before.held is now.held and [id(t) for t in before.tensors] == [id(t) for t in now.tensors]
 
 
 def _equal(a: Any, b: Any, exact: bool = True) -> bool:

@@ -39,6 +39,12 @@ class _OwnSampler:
         self.one = one
         self.way: Way | None = None  # not known yet
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OwnSampler) and self.one == other.one
+
+    def __hash__(self) -> int:
+        return hash(self.one)
+
     def __call__(self, key: Tensor, count: int) -> Task:
         return self.part(key, count, range(count))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import F64
 from torch import nn
+from torch.func import grad
 
 import fmeta
 
@@ -163,14 +164,50 @@ def test_one_look_for_each_kind_of_input():
     assert len(calls) == 5 + 2 * 2
 
 
-def test_a_table_of_the_parameters_is_refused():
-    def normed(net, x):
-        if net.table is None:
-            net.table = net.layer.weight / net.layer.weight.norm()
-        return x @ net.table.mT
+def normed(net, x):
+    if net.table is None:
+        net.table = net.layer.weight / net.layer.weight.norm()
+    return x @ net.table.mT
 
-    with pytest.raises(fmeta.InputError, match=r"attribute 'table'.*input or the parameters"):
-        over_tasks(fmeta.from_module(net_of(normed, table=None)), inputs(2, 5, 4))
+
+def by_device(net, x):
+    """As LeViT keeps its attention biases in evaluation mode."""
+    if x.device not in net.table:
+        net.table[x.device] = net.layer.weight / net.layer.weight.norm()
+    return x @ net.table[x.device].mT
+
+
+@pytest.mark.parametrize(("forward", "empty"), [(normed, None), (by_device, {})])
+def test_a_table_of_the_parameters_is_made_anew_in_every_call(forward, empty):
+    model = fmeta.from_module(net_of(forward, table=empty))
+    plain = fmeta.from_module(net_of(lambda net, x: x @ (net.layer.weight / net.layer.weight.norm()).mT))
+    x, params = inputs(5, 4), model.init(KEY)
+    for scale in (1.0, -2.0):
+        moved = {n: scale * p + 0.1 for n, p in params.items()}
+        torch.testing.assert_close(model.apply(moved, x), plain.apply(moved, x))
+        slopes = [grad(lambda p, m=m: m.apply(p, x).sin().sum())(moved) for m in (model, plain)]
+        torch.testing.assert_close(*slopes)
+        assert slopes[0]["layer.weight"].any()
+
+
+def in_place_once(net, x):
+    if not net.ready:
+        net.table.copy_(torch.arange(3, dtype=F64) * (net.layer.weight.sum() if net.of_weights else 1.0))
+        net.ready.fill_(True)
+    return net.layer(x) + net.table
+
+
+@pytest.mark.parametrize("of_weights", [False, True])
+def test_a_buffer_written_once_in_place_is_kept_unless_it_depends_on_the_parameters(of_weights):
+    state = {"table": torch.zeros(3, dtype=F64), "ready": torch.tensor(False), "of_weights": of_weights}
+    model = fmeta.from_module(net_of(in_place_once, **state))
+    if of_weights:
+        with pytest.raises(fmeta.InputError, match="buffer 'table'"):
+            over_tasks(model, inputs(2, 5, 4))
+        return
+    x = inputs(2, 5, 4)
+    expected = torch.stack([net_of(in_place_once, **state)(each) for each in x]).detach()
+    torch.testing.assert_close(over_tasks(model, x), expected)
 
 
 def test_a_scale_of_the_first_input_is_refused_even_where_zeros_are_no_input():
@@ -291,3 +328,12 @@ def test_a_table_of_complex_numbers_that_is_filled_once():
     expected = torch.stack([net(x) for x in inputs(2, 5, 4)]).detach()
     for _ in range(2):
         torch.testing.assert_close(over_tasks(fmeta.from_module(net_of(turned, turns=None)), inputs(2, 5, 4)), expected)
+
+
+def test_a_list_that_grows_is_refused_by_name():
+    def grows(net, x):
+        net.seen.append(net.layer(x))
+        return net.seen[0]
+
+    with pytest.raises(fmeta.InputError, match="attribute 'seen'"):
+        over_tasks(fmeta.from_module(net_of(grows, seen=[torch.ones(1)])), inputs(2, 5, 4))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fmeta.core import Examples, InputError, PythonSource, Task
-from fmeta.core.tree import tree_leaves, tree_map
-from fmeta.tasks._sampler import Sampler
+from fmeta.core.tree import tree_map
+from fmeta.tasks._sampler import Sampler, stacked
 
 
 def from_loader(loader: Iterable[Any], *, batched: bool = True, to_task: Callable[[Any], Any] | None = None) -> Sampler:
@@ -55,14 +55,7 @@ class _Loader(PythonSource):
     def __call__(self, key: Tensor, count: int) -> Task:
         if self.batched:
             return self._next(key)
-        tasks = [self._next(key) for _ in range(count)]
-        shapes = {tuple(tuple(leaf.shape) for leaf in tree_leaves(task)) for task in tasks}
-        if len(shapes) > 1:
-            raise InputError(
-                f"from_loader(batched=False): tasks of different shapes, {sorted(shapes)[:2]}; expected one shape; pad "
-                "them, with Examples.weight 0 where there is padding"
-            )
-        return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        return stacked("from_loader(batched=False)", [self._next(key) for _ in range(count)])
 
     def _next(self, key: Tensor) -> Task:
         for _ in range(2):

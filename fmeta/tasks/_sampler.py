@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,13 +58,18 @@ class _OwnSampler:
         if is_batched(key):
             raise InputError("tasks.sampler: it draws one task at a time; expected one key, and no vmap over many")
         tasks = [self.one(each) for each in keys[numbers.start : numbers.stop]]
-        shapes = {tuple(tuple(leaf.shape) for leaf in tree_leaves(task)) for task in tasks}
-        if len(shapes) > 1:
-            raise InputError(
-                f"tasks.sampler: tasks of different shapes, {sorted(shapes)[:2]}; expected one shape; pad them, with "
-                "Examples.weight 0 where there is padding"
-            )
-        return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        return stacked("tasks.sampler", tasks)
+
+
+def stacked(call: str, tasks: Sequence[Task]) -> Task:
+    """Tasks as a batch. Raises InputError where their shapes differ."""
+    shapes = {tuple(tuple(leaf.shape) for leaf in tree_leaves(task)) for task in tasks}
+    if len(shapes) > 1:
+        raise InputError(
+            f"{call}: tasks of different shapes, {sorted(shapes)[:2]}; expected one shape; pad them, with "
+            "Examples.weight 0 where there is padding"
+        )
+    return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
 
 
 def sampler(one: Callable[[Tensor], Task]) -> PartialSampler:

@@ -1,9 +1,11 @@
 """The task axis: `over_tasks`, and what stands for torch's operators over it.
 
 A learner's functions see one task. `over_tasks` turns them into functions of a batch of tasks, by the one `vmap` in
-fmeta, and sees to it that norms have right second derivatives and that convolutions whose weights differ by task run
-as fast as they can: as a loop, as groups or as a batched matrix product, measured once for each shape and machine
-and kept in `cache_folder`. `convolution` fixes one of them; `max_pool2x2` is a pooling without indices.
+fmeta, and sees to it that norms, embeddings, attention and recurrent layers have right derivatives of every order, by
+whatever name of torch's they are called, and that convolutions whose weights differ by task run as fast as they can: as
+a loop, as groups or as a batched matrix product, measured once for each shape and machine and kept in `cache_folder`.
+`convolution` fixes one of them; `max_pool2x2` is a pooling without indices. What torch cannot do over tasks ends as an
+`InputError` with the layer, the line and a cure.
 
     >>> import torch
     >>> import fmeta

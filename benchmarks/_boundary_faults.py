@@ -70,14 +70,6 @@ FAULTS = [
         "spectral",
     ),
     BoundaryFault(
-        "run a recurrent layer with the weights it came with",
-        "models/_module_layers.py",
-        "            layer.register_forward_pre_hook(_list_weights)",
-        "            pass",
-        ZOO,
-        "LSTM",
-    ),
-    BoundaryFault(
         "forget the state's bias in a GRU's new gate",
         "operators/_recurrent.py",
         "torch.tanh(new + torch.sigmoid(reset + of_reset) * of_new)",

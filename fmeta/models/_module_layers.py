@@ -79,16 +79,9 @@ def exchange_layers(module: nn.Module) -> None:
                 setattr(layer, checkpointing, False)
         if isinstance(layer, nn.TransformerEncoder):
             layer.enable_nested_tensor = layer.use_nested_tensor = False
-        if isinstance(layer, nn.RNNBase):
-            layer.register_forward_pre_hook(_list_weights)
         for parametrisation in layer.children() if isinstance(layer, nn.utils.parametrize.ParametrizationList) else ():
             if isinstance(parametrisation, SpectralNorm):
                 parametrisation.__class__ = _PureSpectralNorm
-
-
-def _list_weights(layer: nn.Module, args: Any) -> None:
-    """Recurrent layers keep a list of their weights, which `functional_call` does not exchange."""
-    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]  # type: ignore
 
 
 class _PureSpectralNorm(SpectralNorm):

@@ -1,6 +1,7 @@
 """State outside the parameters: tables that are filled once are kept right, whatever moves is refused by its name."""
 
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -304,16 +305,29 @@ class TestCompiledBeforeAnyCall:
 
 
 def test_threads_do_not_meet_in_one_model():
-    model = fmeta.from_module(net_of(lambda net, x: net.layer(x).tanh()))
-    params, x = model.init(KEY), inputs(5, 4)
-    each = [{n: p * scale for n, p in params.items()} for scale in (1.0, -2.0, 3.0)]
-    right = [model.apply(p, x) for p in each]
+    """One waits in the middle of its forward pass until the other has begun, or has been kept waiting."""
+    begun = [threading.Event(), threading.Event()]
 
-    def work(i):
-        return all(torch.equal(model.apply(each[i], x), right[i]) for _ in range(60))
+    def meeting(net, x):
+        here = int(x[0, 0] > 0)
+        begun[here].set()
+        begun[1 - here].wait(0.3)
+        return net.layer(x).tanh()
 
-    with ThreadPoolExecutor(3) as pool:
-        assert all(pool.map(work, range(3)))
+    net = net_of(meeting)
+    model = fmeta.from_module(net)
+    params = model.init(KEY)
+    each = [
+        ({n: p * scale for n, p in params.items()}, torch.full((5, 4), sign, dtype=F64))
+        for scale, sign in ((1.0, -1.0), (3.0, 1.0))
+    ]
+    model.apply(*each[0])  # looked at
+    right = [(x @ p["layer.weight"].mT + p["layer.bias"]).tanh() for p, x in each]
+    for event in begun:
+        event.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda given: model.apply(*given), each))
+    torch.testing.assert_close(found, right)
 
 
 def test_a_table_of_complex_numbers_that_is_filled_once():

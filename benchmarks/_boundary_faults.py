@@ -398,7 +398,7 @@ FAULTS = [
         "    if free is not None and needed is not None and needed > free:",
         "    if False:",
         "tests/training/test_room.py",
-        "",
+        "evaluate_estimates",
     ),
     BoundaryFault(
         "estimate a source that may be consumed",

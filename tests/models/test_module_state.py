@@ -311,7 +311,7 @@ def test_threads_do_not_meet_in_one_model():
     def meeting(net, x):
         here = int(x[0, 0] > 0)
         begun[here].set()
-        begun[1 - here].wait(0.3)
+        begun[1 - here].wait(3.0)
         return net.layer(x).tanh()
 
     net = net_of(meeting)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from fmeta.core import InputError
 
+_HOOKS = "saved tensor hooks"
 # what torch's message holds -> what is at fault, and the cure
 _CURES = {
     r"calling \.item\(\)|data-dependent control flow|doesn't have storage": (
@@ -50,7 +52,7 @@ _CURES = {
         ".data is read, which hides a tensor from its derivative, and from vmap",
         "x.detach() where no derivative shall pass, else x itself",
     ),
-    r"saved tensor hooks": (
+    _HOOKS: (
         "torch.utils.checkpoint, or another hook on saved tensors, is on, and torch.func does not have them",
         "the network without gradient checkpointing; fmeta.adjoint() and fmeta.chunked(gradient, size) save the memory",
     ),
@@ -116,8 +118,11 @@ def explanation(error: Exception) -> str | None:
     last = traceback.extract_tb(error.__traceback__)[-1]
     if (last.line or "").startswith("raise") and not last.filename.startswith(_LIBRARIES):
         return None
+    checkpointed = any(
+        frame.f_code.co_filename == checkpoint.__file__ for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
     for pattern, (fault, cure) in _CURES.items():
-        if re.search(pattern, said):
+        if re.search(pattern, _HOOKS if checkpointed else said):  # which torch 2.11 says otherwise
             return f"{whereabouts(error)}: {fault}; expected {cure} (torch: {said.strip().splitlines()[0][:160]})"
     return None
 

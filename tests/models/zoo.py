@@ -782,7 +782,7 @@ def functions():
         "baddbmm-chain": of(lambda h, m: torch.addmm(h, h, h.T @ h, beta=0.5, alpha=2.0)),
         "own-autograd-function": of(lambda h, m: Square.apply(h)),
         "grid_sample": Row(
-            lambda: Call(spatial, find=nn.Linear(72, 6), conv=nn.Conv2d(2, 3, 3, padding=1)), PICTURE
+            lambda: Call(spatial, find=nn.Linear(72, 6), conv=nn.Conv2d(2, 3, 3, padding=1)), PICTURE, or_refused=ONCE
         ),
         "squeeze-and-excite": Row(lambda: Call(squeezed, conv=nn.Conv2d(2, 4, 3), gate=nn.Linear(4, 4)), PICTURE),
         "hypernetwork": Row(lambda: Call(generated, make=nn.Linear(4, 12)), VECTOR),
